@@ -1,0 +1,134 @@
+"""What a study is, and how its ensembles are run and timed."""
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import xarray as xr
+from jaxtyping import Array, PyTree
+from matplotlib.figure import Figure
+
+from jaxsym.parallel import parallel
+
+Progress = Callable[[str, int, int], None]
+"""Told what is under way, the net-steps done so far, and all net-steps there will be."""
+
+
+class Picture(NamedTuple):
+    """A figure with its file's name, what the caption says, and what it shows for those who cannot see it."""
+
+    name: str
+    figure: Figure
+    caption: str
+    alt: str
+
+
+class Table(NamedTuple):
+    """Rows of text under a header."""
+
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    caption: str
+
+
+class Section(NamedTuple):
+    """A part of a study's page. Its sentences are computed from the figures."""
+
+    title: str
+    paragraphs: Sequence[str]
+    tables: Sequence[Table] = ()
+    pictures: Sequence[Picture] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """A pure function from a frozen config to a dataset, and what people look at, computed from that dataset alone.
+
+    Parameters
+    ----------
+    title
+        One line for ``jaxsym list``.
+    config, quick
+        The ordinary config and a quick one; instances of one frozen dataclass whose fields are the options of
+        ``jaxsym run``.
+    run
+        ``run(config, progress) -> Dataset``.
+    summary
+        ``summary(dataset) -> dict`` of headline figures (numbers, strings, or lists of them).
+    page
+        ``page(dataset) -> [Section]``.
+    """
+
+    title: str
+    config: Any
+    quick: Any
+    run: Callable[[Any, Progress], xr.Dataset]
+    summary: Callable[[xr.Dataset], dict[str, Any]]
+    page: Callable[[xr.Dataset], Sequence[Section]]
+
+
+def silent(label: str, done: int, total: int) -> None:
+    """A progress that shows nothing."""
+
+
+class Clock:
+    """Runs ensembles in blocks of networks, reports progress after each, and keeps the times.
+
+    Parameters
+    ----------
+    progress
+        Where to report.
+    total
+        All net-steps that will be run.
+    """
+
+    block = 256
+
+    def __init__(self, progress: Progress, total: int) -> None:
+        self.progress = progress
+        self.total = total
+        self.net_steps = 0
+        self.networks = 0
+        self.compile_seconds = 0.0
+        self.run_seconds = 0.0
+
+    def ensemble(self, label: str, fn: Callable[..., PyTree], *args: PyTree, steps: int) -> PyTree:
+        """``vmap(fn)(*args)`` as NumPy arrays; one compiled program, called for one block of networks after another."""
+        size = jax.tree.leaves(args)[0].shape[0]
+        num_blocks = math.ceil(size / self.block)
+        block = math.ceil(size / num_blocks)
+        self.progress(f"{label}: compiling", self.net_steps, self.total)
+        start = time.perf_counter()
+        compiled = jax.jit(parallel(fn)).lower(*_rows(args, 0, block)).compile()
+        self.compile_seconds += time.perf_counter() - start
+        results = []
+        for first in range(0, size, block):
+            count = min(block, size - first)
+            self.progress(f"{label}: networks {first + 1} to {first + count} of {size}", self.net_steps, self.total)
+            start = time.perf_counter()
+            results.append(jax.device_get(compiled(*_rows(args, first, block))))
+            self.run_seconds += time.perf_counter() - start
+            self.net_steps += count * steps
+        self.networks += size
+        self.progress(label, self.net_steps, self.total)
+        return jax.tree.map(lambda *blocks: np.concatenate(blocks)[:size], *results)
+
+    def variables(self) -> dict[str, Any]:
+        """The times and counts as scalar variables of a dataset."""
+        names = ("networks", "net_steps", "compile_seconds", "run_seconds")
+        return {name: ((), getattr(self, name)) for name in names}
+
+
+def network_keys(seed: int, num: int) -> Array:
+    """Keys ``[num]``, each from its network's global index: network 7 is the same however many others there are."""
+    return jax.vmap(lambda index: jax.random.fold_in(jax.random.key(seed), index))(jnp.arange(num))
+
+
+def _rows(args: PyTree, first: int, count: int) -> PyTree:
+    """``count`` rows from ``first`` on, the last one repeated where there are no more."""
+    return jax.tree.map(lambda leaf: leaf[np.minimum(np.arange(first, first + count), leaf.shape[0] - 1)], args)

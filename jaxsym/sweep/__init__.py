@@ -1,0 +1,5 @@
+"""Results on disk."""
+
+from jaxsym.sweep import store
+
+__all__ = ["store"]

@@ -1,0 +1,144 @@
+"""The kinds of symmetry: what an element is, how it acts on units, how elements compose.
+
+A factor acts on ``copies`` independent sets of ``size`` units each. Its elements are arrays with leading axes for the copies
+(one for each index set that the units depend on: heads, groups, layers of a scan), and its action sees a tensor as
+``[*copies, size, rest]``.
+"""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, Shaped
+
+
+class Slot(NamedTuple):
+    """Where a factor's units sit in one leaf of the parameters."""
+
+    path: tuple[str, ...]
+    axis: int
+    span: tuple[int, int]
+    """The positions of the axis between which they sit."""
+    exponent: float
+    """Of a scaling; -1 is the dual representation of a change of basis."""
+    axes: tuple[int, ...]
+    """The axes of the leaf that the units and their copies lie on."""
+    where: Int[np.ndarray, "*copies size rest"]
+    """Flat positions on those axes, row-major."""
+
+
+class Factor(NamedTuple):
+    """One factor of a symmetry group: a kind, acting on some units."""
+
+    kind: str
+    size: int
+    copies: int
+    slots: tuple[Slot, ...]
+    shape: tuple[int, ...]
+    """``(*copies, size)``: of the units."""
+    classes: tuple[int, ...]
+    """Which index set each axis of ``shape`` is; factors that share one act on each other's elements."""
+
+
+class Kind(NamedTuple):
+    """A kind of symmetry as functions on elements."""
+
+    identity: Callable[[Factor], Array]
+    draw: Callable[[Float[Array, "*copies size"]], Array] | None
+    """A uniform element of a finite kind from independent uniform noise; None for a continuous one."""
+    compose: Callable[[Array, Array], Array]
+    inverse: Callable[[Array], Array]
+    act: Callable[[Array, Float[Array, "*copies size rest"], float], Array]
+    dim: Callable[[int], int]
+    """Lie dimension for so many units."""
+    order: Callable[[int], int]
+    """Number of elements of a finite kind, 1 for a continuous one."""
+    exp: Callable[[Float[Array, "*copies dim"], int], Array] | None
+    """The element of given coordinates; None for a finite kind."""
+
+
+def _permutation_identity(factor: Factor) -> Array:
+    return jnp.broadcast_to(jnp.arange(factor.size), factor.shape)
+
+
+def _matrix_identity(factor: Factor) -> Array:
+    return jnp.broadcast_to(jnp.eye(factor.size), (*factor.shape, factor.size))
+
+
+def _matrix_act(element: Array, tensor: Array, exponent: float) -> Array:
+    matrix = element if exponent > 0 else jnp.swapaxes(jnp.linalg.inv(element), -1, -2)
+    return matrix.astype(tensor.dtype) @ tensor
+
+
+def _skew(coordinates: Array, size: int) -> Array:
+    upper = np.triu_indices(size, 1)
+    matrix = jnp.zeros((*coordinates.shape[:-1], size, size), coordinates.dtype)
+    matrix = matrix.at[..., upper[0], upper[1]].set(coordinates)
+    return matrix - jnp.swapaxes(matrix, -1, -2)
+
+
+def _expm(matrix: Array) -> Array:
+    flat = matrix.reshape(-1, *matrix.shape[-2:])
+    return jax.vmap(jax.scipy.linalg.expm)(flat).reshape(matrix.shape)
+
+
+def permuted(tensor: Shaped[Array, "*copies size rest"], element: Int[Array, "*copies size"]) -> Array:
+    """``tensor[..., element[..., i], :]``."""
+    return jnp.take_along_axis(tensor, element[..., None], axis=element.ndim - 1)
+
+
+CATALOGUE: dict[str, Kind] = {
+    "permutation": Kind(
+        identity=_permutation_identity,
+        draw=lambda noise: jnp.argsort(noise, axis=-1),
+        compose=lambda g, h: jnp.take_along_axis(h, g, axis=-1),
+        inverse=lambda g: jnp.argsort(g, axis=-1),
+        act=lambda g, tensor, exponent: permuted(tensor, g),
+        dim=lambda size: 0,
+        order=math.factorial,
+        exp=None,
+    ),
+    "sign": Kind(
+        identity=lambda factor: jnp.ones(factor.shape),
+        draw=lambda noise: jnp.where(noise < 0.5, -1.0, 1.0),
+        compose=jnp.multiply,
+        inverse=lambda g: g,
+        act=lambda g, tensor, exponent: g[..., None].astype(tensor.dtype) * tensor,
+        dim=lambda size: 0,
+        order=lambda size: 2**size,
+        exp=None,
+    ),
+    "scaling": Kind(
+        identity=lambda factor: jnp.zeros(factor.shape),
+        draw=None,
+        compose=jnp.add,
+        inverse=jnp.negative,
+        act=lambda g, tensor, exponent: jnp.exp(exponent * g)[..., None].astype(tensor.dtype) * tensor,
+        dim=lambda size: size,
+        order=lambda size: 1,
+        exp=lambda coordinates, size: coordinates,
+    ),
+    "general_linear": Kind(
+        identity=_matrix_identity,
+        draw=None,
+        compose=jnp.matmul,
+        inverse=jnp.linalg.inv,
+        act=_matrix_act,
+        dim=lambda size: size * size,
+        order=lambda size: 1,
+        exp=lambda coordinates, size: _expm(coordinates.reshape(*coordinates.shape[:-1], size, size)),
+    ),
+    "orthogonal": Kind(
+        identity=_matrix_identity,
+        draw=None,
+        compose=jnp.matmul,
+        inverse=lambda g: jnp.swapaxes(g, -1, -2),
+        act=lambda g, tensor, exponent: g.astype(tensor.dtype) @ tensor,
+        dim=lambda size: size * (size - 1) // 2,
+        order=lambda size: 1,
+        exp=lambda coordinates, size: _expm(_skew(coordinates, size)),
+    ),
+}

@@ -1,0 +1,223 @@
+"""A symmetry group of a network: a product of factors acting on its parameters.
+
+An element is a tuple of arrays, one per factor. It acts by the continuous and sign factors first, then by the permutations, inner ones
+(units within a head) before outer ones (heads). Permutations carry the other factors' elements along with their units: the
+group is the semidirect, and for nested permutations the wreath, product.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PyTree
+
+from jaxsym import tree
+from jaxsym.symmetry.factors import CATALOGUE, Factor, Kind, Slot
+
+Element = tuple[Array, ...]
+
+
+class Pinned(NamedTuple):
+    """A parameter axis that no factor moves, and why."""
+
+    path: tuple[str, ...]
+    axis: int
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Symmetry:
+    """A group acting on a pytree of parameters.
+
+    Made by :func:`jaxsym.discover`. The group laws hold exactly: ``act(compose(g, h), p) == act(g, act(h, p))``.
+
+    Parameters
+    ----------
+    factors
+        Permutations last, each after those whose units it carries.
+    pinned
+        Every parameter axis that no factor moves, with the reason.
+    shapes
+        Path -> shape of every leaf that the group was found on.
+    verified
+        False when it was found from shapes alone.
+    """
+
+    factors: tuple[Factor, ...]
+    pinned: tuple[Pinned, ...]
+    shapes: dict[str, tuple[int, ...]]
+    verified: bool = False
+
+    @property
+    def order(self) -> int:
+        """Number of elements of the finite factors, exactly; 1 if there are none."""
+        return math.prod(CATALOGUE[factor.kind].order(factor.size) ** factor.copies for factor in self.factors)
+
+    @property
+    def dim(self) -> int:
+        """Lie dimension of the continuous factors."""
+        return sum(CATALOGUE[factor.kind].dim(factor.size) * factor.copies for factor in self.factors)
+
+    def identity(self) -> Element:
+        """The element that changes nothing."""
+        return tuple(_kind(factor).identity(factor) for factor in self.factors)
+
+    def exp(self, coordinates: Float[Array, " dim"]) -> Element:
+        """The element of Lie-algebra coordinates ``[dim]``; finite factors stay at the identity."""
+        if jnp.shape(coordinates) != (self.dim,):
+            msg = f"exp: got coordinates of shape {jnp.shape(coordinates)}, expected ({self.dim},), the group's dim."
+            raise ValueError(msg)
+        element, start = [], 0
+        for factor in self.factors:
+            kind = _kind(factor)
+            if kind.exp is None:
+                element.append(kind.identity(factor))
+                continue
+            each = kind.dim(factor.size)
+            size = each * factor.copies
+            if factor.kind == "scaling":
+                element.append(coordinates[start : start + size].reshape(factor.shape))
+            else:
+                part = coordinates[start : start + size].reshape(*factor.shape[:-1], each)
+                element.append(kind.exp(part, factor.size))
+            start += size
+        return tuple(element)
+
+    def sample(self, key: Array, scale: float = 0.5) -> Element:
+        """A random element: finite parts uniform, coordinates of continuous parts normal with deviation ``scale``."""
+        continuous_key, finite_key = jax.random.split(key)
+        moved = self.exp(scale * jax.random.normal(continuous_key, (self.dim,)))
+        sizes = [math.prod(factor.shape) for factor in self.factors]
+        noise = jax.random.uniform(finite_key, (sum(sizes),))  # one draw for all: few shapes compile
+        element, start = [], 0
+        for part, factor, size in zip(moved, self.factors, sizes, strict=True):
+            draw = _kind(factor).draw
+            element.append(part if draw is None else draw(noise[start : start + size].reshape(factor.shape)))
+            start += size
+        return tuple(element)
+
+    def compose(self, g: Element, h: Element) -> Element:
+        """The element that does ``h`` first, then ``g``."""
+        carried = [self._carry(i, part, h, backwards=True) for i, part in enumerate(g)]
+        return tuple(_kind(factor).compose(a, b) for factor, a, b in zip(self.factors, carried, h, strict=True))
+
+    def inverse(self, g: Element) -> Element:
+        """The element that undoes ``g``."""
+        return tuple(
+            self._carry(i, _kind(factor).inverse(part), g, backwards=False)
+            for i, (factor, part) in enumerate(zip(self.factors, g, strict=True))
+        )
+
+    def act(self, g: Element, params: PyTree) -> PyTree:
+        """Move parameters by an element.
+
+        Raises
+        ------
+        ValueError
+            If a leaf is missing or has another shape than the group was found on.
+        """
+        paths, structure = jax.tree_util.tree_flatten_with_path(params)
+        moved = {tree.name(path): jnp.asarray(leaf) for path, leaf in paths}
+        for name, shape in self.shapes.items():
+            if name not in moved or moved[name].shape != shape:
+                got = f"has shape {moved[name].shape}" if name in moved else "is missing"
+                msg = f"{name} {got}, the group was found on {shape}: discover it again for this network."
+                raise ValueError(msg)
+        for factor, part in zip(self.factors, g, strict=True):
+            for slot in factor.slots:
+                name = "/".join(slot.path)
+                moved[name] = _move(moved[name], slot, functools.partial(_act, factor, part, slot))
+        return jax.tree.unflatten(structure, list(moved.values()))
+
+    def tangents(self, params: PyTree) -> PyTree:
+        """The generators at ``params``: a pytree like it, leaves ``[dim, *leaf]``."""
+        moved = lambda coordinates: self.act(self.exp(coordinates), params)  # noqa: E731
+        dtype = jnp.result_type(float)
+        zero = jnp.zeros(self.dim, dtype)
+        return jax.vmap(lambda direction: jax.jvp(moved, (zero,), (direction,))[1])(jnp.eye(self.dim, dtype=dtype))
+
+    def _carry(self, number: int, part: Array, by: Element, *, backwards: bool) -> Array:
+        """Conjugate one factor's part by all permutations of ``by`` that come after it."""
+        factor = self.factors[number]
+        later = [
+            (self.factors[i], by[i])
+            for i in range(number + 1, len(self.factors))
+            if self.factors[i].kind == "permutation"
+        ]
+        for other, permutation in reversed(later) if backwards else later:
+            if other.classes[-1] in factor.classes:
+                move = _kind(other).inverse(permutation) if backwards else permutation
+                part = _transport(factor, part, other, move)
+        return part
+
+    def __str__(self) -> str:
+        """A table: what moves, then what is pinned and why."""
+        units = "finite factors: {:,} elements" if self.order > 1 else "no finite factors"
+        lines = [
+            f"Symmetry: {units.format(self.order)}, dim {self.dim}, {'verified' if self.verified else 'not verified'}",
+            "",
+        ]
+        rows = [("kind", "size", "copies", "moves")]
+        for factor in self.factors:
+            for i, slot in enumerate(factor.slots):
+                head = (factor.kind, str(factor.size), str(factor.copies)) if i == 0 else ("", "", "")
+                rows.append((*head, _describe(slot, factor, self.shapes)))
+        lines += _columns(rows) if self.factors else ["nothing moves"]
+        if self.pinned:
+            lines += [
+                "",
+                *_columns(
+                    [("pinned", "axis", "because"), *(("/".join(p.path), str(p.axis), p.reason) for p in self.pinned)]
+                ),
+            ]
+        return "\n".join(lines)
+
+
+def _act(factor: Factor, part: Array, slot: Slot, units: Array) -> Array:
+    return _kind(factor).act(part, units, slot.exponent)
+
+
+def _kind(factor: Factor) -> Kind:
+    return CATALOGUE[factor.kind]
+
+
+def _describe(slot: Slot, factor: Factor, shapes: dict[str, tuple[int, ...]]) -> str:
+    name = "/".join(slot.path)
+    whole = slot.span == (0, shapes[name][slot.axis])
+    part = "" if whole else f" {slot.span[0]}:{slot.span[1]}"
+    power = "" if factor.kind in ("permutation", "sign", "orthogonal") or slot.exponent == 1 else f" ^{slot.exponent:g}"
+    return f"{name} axis {slot.axis}{part}{power}"
+
+
+def _columns(rows: Iterable[tuple[str, ...]]) -> list[str]:
+    rows = list(rows)
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
+def _move(leaf: Array, slot: Slot, act: Any) -> Array:
+    """Apply an action to the units of one slot, and put them back."""
+    rest = [axis for axis in range(leaf.ndim) if axis not in slot.axes]
+    order = (*slot.axes, *rest)
+    first = jnp.transpose(leaf, order)
+    flat = first.reshape(math.prod(first.shape[: len(slot.axes)]), -1)
+    units = flat[slot.where]  # [*copies, size, rest on these axes, all other axes]
+    moved = act(units.reshape(*slot.where.shape[:-1], -1)).reshape(units.shape)
+    result = flat.at[slot.where].set(moved.astype(leaf.dtype)).reshape(first.shape)
+    return jnp.transpose(result, [order.index(axis) for axis in range(leaf.ndim)])
+
+
+def _transport(factor: Factor, part: Array, other: Factor, permutation: Array) -> Array:
+    """Move a factor's element along with the units that a permutation moves: ``part[.., permutation[.., i], ..]``."""
+    axis = factor.classes.index(other.classes[-1])
+    copies = [factor.classes.index(c) for c in other.classes[:-1]]
+    shape = factor.shape
+    grid = list(jnp.meshgrid(*(jnp.arange(n) for n in shape), indexing="ij"))
+    grid[axis] = permutation[(*(grid[i] for i in copies), grid[axis])]
+    if factor.kind == "permutation" and axis == len(shape) - 1:
+        return part
+    return part[tuple(grid)]

@@ -1,0 +1,34 @@
+"""Every test: deterministic hypothesis, and the platform that everybody has."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import hypothesis
+import pytest
+
+hypothesis.settings.register_profile("jaxsym", deadline=None, derandomize=True, max_examples=15)
+hypothesis.settings.load_profile("jaxsym")
+
+
+@pytest.fixture
+def python():
+    """Run Python in a process of its own, because JAX fixes its devices when it starts; returns what it printed."""
+
+    def run(code, *arguments, devices=1, check=True):
+        environment = os.environ | {"JAX_NUM_CPU_DEVICES": str(devices), "JAX_PLATFORMS": "cpu"}
+        command = [sys.executable, "-c", code, *map(str, arguments)] if code else [sys.executable, *map(str, arguments)]
+        result = subprocess.run(command, env=environment, capture_output=True, text=True)
+        if check:
+            assert result.returncode == 0, result.stderr
+            return result.stdout
+        return result
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def root():
+    """The folder of the repository."""
+    return Path(__file__).resolve().parent.parent

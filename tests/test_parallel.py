@@ -1,0 +1,167 @@
+"""parallel is vmap: in value, in gradient, under every transformation, for every chunk and number of devices."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import jaxsym as js
+
+
+def network(params, x, scale=1.0):
+    """A function with a scan, a random draw and several outputs."""
+    drawn = jax.random.normal(params["key"], (3,))
+    carry, steps = jax.lax.scan(lambda c, _: (c * 1.1 + params["w"].sum(), c), jnp.zeros(()), None, length=3)
+    return {"out": jnp.tanh(params["w"] @ x) * scale + drawn, "scan": (carry, steps)}
+
+
+def ensemble(num):
+    keys = jax.random.split(jax.random.key(1), num)
+    return {"w": jax.random.normal(jax.random.key(0), (num, 3, 4)), "key": keys}
+
+
+@settings(max_examples=5)
+@given(num=st.integers(1, 20), chunk=st.sampled_from(["auto", 1, 2, 3, 7, 50]))
+def test_equals_vmap(num, chunk):
+    params, x = ensemble(num), jnp.arange(4.0)
+    expected = jax.vmap(network, (0, None))(params, x)
+    chex.assert_trees_all_close(js.parallel(network, (0, None), chunk=chunk)(params, x), expected, rtol=1e-5)
+
+
+def test_keys_are_untouched():
+    keys = jax.random.split(jax.random.key(3), 11)
+    seen = js.parallel(lambda key: key, chunk=4)(keys)
+    np.testing.assert_array_equal(jax.random.key_data(seen), jax.random.key_data(keys))
+    old = jax.random.key_data(keys)
+    np.testing.assert_array_equal(js.parallel(lambda key: key, chunk=4)(old), old)
+
+
+def test_same_chunk_same_bits_whatever_the_company():
+    params, x = ensemble(12), jnp.arange(4.0)
+    few = jax.tree.map(lambda leaf: leaf[:7], params)
+    run = js.parallel(network, (0, None), chunk=4)
+    chex.assert_trees_all_equal(run(few, x), jax.tree.map(lambda leaf: leaf[:7], run(params, x)))
+
+
+@pytest.mark.parametrize("chunk", [1, 3, "auto"])
+def test_gradients_pass_through(chunk):
+    w, x = ensemble(7)["w"], jnp.arange(4.0)
+
+    def total(mapped, w, x):
+        return jnp.sum(mapped(lambda w, x: jnp.tanh(w @ x), (0, None))(w, x) ** 3)
+
+    def ours(fn, in_axes):
+        return js.parallel(fn, in_axes, chunk=chunk)
+
+    chex.assert_trees_all_close(
+        jax.grad(total, (1, 2))(ours, w, x), jax.grad(total, (1, 2))(jax.vmap, w, x), rtol=1e-4, atol=1e-6
+    )
+    chex.assert_trees_all_close(
+        jax.hessian(total, 2)(ours, w, x), jax.hessian(total, 2)(jax.vmap, w, x), rtol=1e-4, atol=1e-5
+    )
+
+
+def test_gradients_reach_what_the_function_closes_over():
+    w = ensemble(5)["w"]
+
+    def total(mapped, x):
+        return jnp.sum(mapped(lambda w: jnp.sin(w @ x))(w))
+
+    x = jnp.arange(4.0)
+    chex.assert_trees_all_close(
+        jax.jit(jax.grad(total, 1), static_argnums=0)(js.parallel, x), jax.grad(total, 1)(jax.vmap, x), rtol=1e-5
+    )
+
+
+def test_vmap_of_parallel():
+    params, xs = ensemble(5), jnp.arange(8.0).reshape(2, 4)
+    expected = jax.vmap(lambda x: jax.vmap(network, (0, None))(params, x))(xs)
+    got = jax.vmap(lambda x: js.parallel(network, (0, None), chunk=2)(params, x))(xs)
+    chex.assert_trees_all_close(got, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("in_axes", [1, -1, [1], ({"a": 1, "b": None},), (None,)])
+def test_in_axes(in_axes):
+    tree = {"a": jnp.arange(6.0).reshape(2, 3), "b": jnp.arange(6.0).reshape(2, 3)}
+
+    def fn(tree, *, y):
+        return tree["a"] + tree["b"].sum() + y
+
+    ours = js.parallel(fn, in_axes)(tree, y=jnp.arange(3.0))
+    axes = tuple(in_axes) if isinstance(in_axes, list) else in_axes
+    chex.assert_trees_all_close(ours, jax.vmap(fn, axes)(tree, y=jnp.arange(3.0)))
+
+
+def test_no_networks_at_all():
+    assert js.parallel(lambda x: 2 * x)(jnp.zeros((0, 3))).shape == (0, 3)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: js.parallel(jnp.sin, chunk=0), "chunk: got 0"),
+        (lambda: js.parallel(jnp.sin, chunk=True), "chunk: got True"),
+        (lambda: js.parallel(jnp.sin, devices=[]), "devices: got an empty list"),
+        (lambda: js.parallel(jnp.add)(jnp.ones(3), jnp.ones(4)), "argument 0: 3, argument 1: 4"),
+        (lambda: js.parallel(jnp.add, (0, None, 0))(jnp.ones(3), 1.0), "in_axes: got"),
+        (lambda: js.parallel(jnp.sin, None)(jnp.ones(3)), "no argument is mapped"),
+        (lambda: js.parallel(jnp.sin)(1.0), r"argument 0 has shape \(\)"),
+        (lambda: js.parallel(lambda *, y: y)(y={"a": jnp.ones(())}), r"keyword y\['a'\] has shape"),
+    ],
+)
+def test_bad_input(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_padding_keeps_an_infinite_gradient():
+    """The copies that fill a chunk add nothing to the first network's gradient, which is infinite here."""
+    grads = jax.grad(lambda x: js.parallel(jnp.sqrt, chunk=4)(x).sum())(jnp.arange(7.0))
+    np.testing.assert_allclose(grads, jax.grad(lambda x: jnp.sqrt(x).sum())(jnp.arange(7.0)))
+
+
+DEVICES = """
+import jax, jax.numpy as jnp, numpy as np, jaxsym as js
+def train(key, x):
+    w = jax.random.normal(key, (4,))
+    return jax.lax.scan(lambda w, _: (w - 0.1 * jax.grad(lambda w: jnp.sum(jnp.tanh(w * x) ** 2))(w), None), w, None, length=20)[0]
+x = jnp.arange(4.0)
+for num in (1, 7):
+    keys = jax.random.split(jax.random.key(0), num)
+    expected = jax.vmap(train, (0, None))(keys, x)
+    for chunk in (2, "auto"):
+        run = js.parallel(train, (0, None), chunk=chunk)
+        np.testing.assert_allclose(run(keys, x), expected, rtol=1e-5, atol=1e-7)
+        loss = lambda f: lambda x: jnp.sum(f(keys, x) ** 2)
+        np.testing.assert_allclose(jax.grad(loss(run))(x), jax.grad(loss(jax.vmap(train, (0, None))))(x), rtol=1e-4, atol=1e-6)
+    one = js.parallel(train, (0, None), devices=jax.devices()[:1])(keys, x)
+    np.testing.assert_allclose(one, expected, rtol=1e-5, atol=1e-7)
+last = jax.devices()[-1]
+assert js.parallel(jnp.sin, devices=[last])(jnp.arange(3.0)).devices() == {last}
+moved = js.parallel(jnp.sin)(jax.device_put(jnp.arange(5.0), last))
+np.testing.assert_allclose(js.parallel(jnp.cos, devices=jax.devices()[:1])(moved), np.cos(np.sin(np.arange(5.0))), rtol=1e-6)
+nested = js.parallel(lambda row: js.parallel(jnp.sin, chunk=2)(row))(jnp.arange(12.0).reshape(4, 3))
+np.testing.assert_allclose(nested, np.sin(np.arange(12.0)).reshape(4, 3), rtol=1e-6)
+print(jax.device_count())
+"""
+
+
+@pytest.mark.parametrize("devices", [2, 3, pytest.param(8, marks=pytest.mark.long)])
+def test_devices(python, devices):
+    assert python(DEVICES, devices=devices).strip() == str(devices)
+
+
+def test_all_cores_and_too_late(python):
+    code = "import jaxsym as js, jax, jax.numpy as jnp; n = js.use_all_cores(); assert n == jax.device_count() == js.use_all_cores(); keys = jax.random.split(jax.random.key(0), 8);"
+    code += (
+        "eig = js.parallel(lambda key: jnp.linalg.eigvalsh(jax.random.normal(key, (300, 300))))(keys);"  # used to hang
+    )
+    code += "assert eig.shape == (8, 300); print('ok')"
+    assert python(code).strip() == "ok"
+    late = "import jax, jaxsym as js; jax.devices(); js.use_all_cores()"
+    result = python(late, devices=97, check=False)
+    assert "use_all_cores() came too late" in result.stderr
+    assert "97 CPU device(s)" in result.stderr
