@@ -1,4 +1,4 @@
-"""The command ``jaxsym``: list, run and report."""
+"""The command ``jaxsym``: list, run, report and inspect."""
 
 import contextlib
 import dataclasses
@@ -7,6 +7,7 @@ import json
 import signal
 import sys
 import tempfile
+import warnings
 from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -25,8 +26,27 @@ USAGE = """usage: jaxsym COMMAND ...
   jaxsym list                       the studies, a line each
   jaxsym run STUDY --out DIR        run a study; writes results.nc, summary.json, figures/ and report.html into DIR
   jaxsym report DIR                 write summary, figures and page again, from the stored results
+  jaxsym inspect MODULE:FACTORY     the symmetry group of your own network, verified
 
 `jaxsym run STUDY --help` shows a study's own options; `--quick` makes a small run of it."""
+
+INSPECT_HELP = """Print the symmetry group of your own network, then its verification in float64 and float32.
+
+The exit code is 1 when the verification fails, and 2 when there is nothing to inspect. An example, mynets.py:
+
+    import jax, jax.numpy as jnp, flax.linen as nn
+
+    def mlp():
+        net = nn.Sequential([nn.Dense(8), nn.relu, nn.Dense(2)])
+        x = jnp.ones((5, 3))
+        return net.apply, net.init(jax.random.key(0), x), (x,)
+
+    $ jaxsym inspect mynets:mlp
+"""
+FACTORY_HELP = (
+    "a function without arguments that returns (apply, params, inputs), such as mynets:mlp or path/to/mynets.py:mlp;"
+    " inputs is a tuple; modules of the current directory are found"
+)
 
 console = Console()
 
@@ -133,7 +153,37 @@ def publish(arguments: list[str]) -> None:
     tyro.cli(command, args=arguments, prog="jaxsym report")
 
 
-COMMANDS: dict[str, Callable[[list[str]], None]] = {"list": list_studies, "run": run, "report": publish}
+def inspect(arguments: list[str]) -> None:
+    """Print the group of a user's own network, verified."""
+
+    def command(
+        factory: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODULE:FACTORY", help=FACTORY_HELP)],
+        key: Annotated[int, tyro.conf.arg(help="the seed of the elements and parameters that verification tries")] = 0,
+    ) -> None:
+        import jax
+
+        from jaxsym.symmetry import inspecting
+
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", UserWarning)
+            found = inspecting.inspected(inspecting.load(factory), jax.random.key(key))
+        for warning in caught:
+            print(f"jaxsym: {warning.message}", file=sys.stderr)
+        print(found.sym, found, sep="\n\n")
+        if not found.ok:
+            print("jaxsym: the verification failed; please report it.", file=sys.stderr)
+            sys.exit(1)
+
+    command.__doc__ = INSPECT_HELP
+    tyro.cli(command, args=arguments, prog="jaxsym inspect")
+
+
+COMMANDS: dict[str, Callable[[list[str]], None]] = {
+    "list": list_studies,
+    "run": run,
+    "report": publish,
+    "inspect": inspect,
+}
 
 
 def _check_folder(name: str, out: Path, overwrite: bool) -> None:

@@ -1,30 +1,45 @@
 """Where a whole change of basis passes, not only its diagonal.
 
-Index sets that only linear operations touch (GL), or linear
-operations and sums of squares (O).
+Index sets that only linear operations touch have a general linear group, those that linear operations and sums of squares touch an orthogonal one. Where a
+mean is taken off, the rotations that leave ``(1, ..., 1)`` alone remain. Gains of a norm stay where they are: what reads the normalised values
+after them is moved in the frame that the gains make (``diag(gain)^-1 R diag(gain)``).
 """
 
 from collections import defaultdict
 from fractions import Fraction
-from typing import Any
+from typing import Any, NamedTuple
 
 from jaxsym.symmetry.atoms import Atom, factors, leaves
+from jaxsym.symmetry.facts import known
 from jaxsym.symmetry.rules import CATALOGUE, dot_axes
 from jaxsym.symmetry.trace import Equation, Program, Value
 from jaxsym.symmetry.weights import Shapes
 
 
-def bases(
-    program: Program, shapes: Shapes, scalings: dict[Atom | None, list[dict[Any, Fraction]]]
-) -> tuple[dict[Atom, dict[Any, Fraction]], set[Atom]]:
-    """Index sets with a general linear group (and its representation on every slot, 1 or -1), and with an orthogonal one."""
+class Bases(NamedTuple):
+    """What :func:`bases` found."""
+
+    linear: dict[Atom, dict[Any, Fraction]]
+    """Index set -> representation on every slot, 1 or -1."""
+    orthogonal: set[Atom]
+    upright: set[Atom]
+    """Those of the orthogonal ones whose rotations leave (1, ..., 1) alone."""
+    gains: set[Value]
+    """Leaves of gains, which rotations do not move."""
+    frames: dict[Value, tuple[Value, int]]
+    """Leaves that are moved after multiplication by a leaf of gains to the power 1 or -1."""
+
+
+def bases(program: Program, shapes: Shapes, scalings: dict[Atom | None, list[dict[Any, Fraction]]]) -> Bases:
+    """Index sets with a whole change of basis."""
     search = _Search(program, shapes)
     for equation in program.equations:
         search.visit(equation)
     for value in (*program.inputs, *program.outputs):
         for axis in range(len(value.shape)):
             search.refuse(value, axis)
-    candidates = search.seen - search.refused - search.squared
+    search.finish()
+    candidates = search.seen - search.refused - search.squared - search.upright
     linear = {}
     for atom in candidates:
         solutions = scalings.get(atom, [])
@@ -34,7 +49,8 @@ def bases(
             and all(abs(w) == 1 for w in solutions[0].values())
         ):
             linear[atom] = solutions[0]
-    return linear, (search.seen - search.refused) - linear.keys()
+    orthogonal = (search.seen - search.refused) - linear.keys()
+    return Bases(linear, orthogonal, search.upright & orthogonal, search.gains, search.frames)
 
 
 class _Search:
@@ -48,6 +64,13 @@ class _Search:
         self.slots: dict[Atom, set[Any]] = defaultdict(set)
         self.even: dict[Value, set[int]] = defaultdict(set)  # axes along which a value is constant
         self.squares: set[tuple[Value, int]] = set()  # values that hold squares along an axis, waiting to be summed
+        self.program, self.known = program, known(program)
+        self.upright: set[Atom] = set()
+        self.gains: set[Value] = set()
+        self.frames: dict[Value, tuple[Value, int]] = {}
+        self.framed: dict[tuple[Value, int], Value] = {}  # values after gains, by axis
+        self.uses: dict[Value, int] = defaultdict(int)  # of leaves of gains and of leaves in a frame
+        self.gained: dict[tuple[Value, int], Value] = {}  # gains times what is constant along the axis
         for value in program.parameters.values():
             self._see(value)
 
@@ -56,9 +79,91 @@ class _Search:
         if axis not in self.even[value]:
             self.refused.update(leaves(self.shapes.axes(value)[axis]))
 
+    def finish(self) -> None:
+        """Gains that are used in any other way, and leaves that are read with and without a frame, are refused."""
+        counted: dict[Value, int] = defaultdict(int)
+        passing = ("reshape", "broadcast_in_dim", "convert_element_type", "squeeze")
+        for equation in self.program.equations:
+            if equation.primitive not in passing:
+                for value in equation.inputs:
+                    counted[self.known.base(value)[0]] += 1
+        for value in self.program.outputs:
+            counted[self.known.base(value)[0]] += 1
+        for leaf in {*self.gains, *self.frames}:
+            both = leaf in self.gains and leaf in self.frames
+            if both or counted[leaf] != self.uses[leaf]:
+                for axis in range(len(leaf.shape)):
+                    self.refuse(leaf, axis)
+            gain = self.frames.get(leaf, (None, 0))[0]
+            if gain is not None and counted[leaf] != self.uses[leaf]:
+                self.refuse(gain, 0)
+
+    def _vector(self, value: Value, axis: int) -> Value | None:
+        """The leaf of one axis that lies along this axis of a value, with nothing else in it."""
+        base, place = self.known.base(value)
+        if base.origin == "parameter" and len(base.shape) == 1 and len(place) > axis and place[axis] == 0:
+            return base
+        return None
+
+    def _gain(self, value: Value, axis: int) -> Value | None:
+        return self.gained.get((value, axis)) or self._vector(value, axis)
+
+    def _follow_frames(self, equation: Equation) -> None:
+        """Values after gains may be scaled, shifted by a leaf, and read by a leaf; anything else refuses them."""
+        name, inputs = equation.primitive, equation.inputs
+        for position, value in enumerate(inputs):
+            for axis in range(len(value.shape)):
+                gain = self.framed.get((value, axis))
+                if gain is None:
+                    continue
+                other = inputs[1 - position] if len(inputs) == 2 else None
+                output = equation.outputs[0] if equation.outputs else value
+                if name in ("convert_element_type", "neg", "copy"):
+                    self.framed[output, axis] = gain
+                elif name == "transpose":
+                    self.framed[output, equation.params["permutation"].index(axis)] = gain
+                elif (
+                    name in ("mul", "div")
+                    and other is not None
+                    and self._flat(output, other, axis)
+                    and not (name == "div" and position)
+                ):
+                    self.framed[output, axis] = gain
+                elif name in ("add", "add_any") and other is not None and self._vector(other, axis) is not None:
+                    self._frame(self._vector(other, axis), gain, -1)
+                    self.framed[output, axis] = gain
+                elif name == "dot_general" and other is not None and self._read_by(equation, position, axis):
+                    self._frame(self.known.base(other)[0], gain, 1)
+                else:
+                    self.refuse(value, axis)
+
+    def _read_by(self, equation: Equation, position: int, axis: int) -> bool:
+        other = equation.inputs[1 - position]
+        leaf, place = self.known.base(other)
+        contracted, _, _, _ = dot_axes(equation)
+        whole = leaf.origin == "parameter" and place == tuple(range(len(other.shape)))
+        return whole and any(pair[position] == axis for pair in contracted)
+
+    def _frame(self, leaf: Value | None, gain: Value, power: int) -> None:
+        assert leaf is not None
+        if self.frames.setdefault(leaf, (gain, power)) != (gain, power):
+            self.refuse(gain, 0)
+        self.uses[leaf] += 1
+
+    def _stand(self, value: Value, axis: int) -> None:
+        """Only rotations that leave (1, ..., 1) alone; the axis must be one index set."""
+        found = leaves(self.shapes.axes(value)[axis])
+        if axis in self.even[value]:
+            return
+        if len(found) == 1 and found[0].size == value.shape[axis] > 2 and (value, axis) not in self.framed:
+            self.upright.update(found)
+        else:
+            self.refuse(value, axis)
+
     def visit(self, equation: Equation) -> None:
         """Follow one equation."""
         name = equation.primitive
+        self._follow_frames(equation)
         for value in equation.inputs:
             if value.origin == "constant":
                 self.even[value] = {
@@ -150,9 +255,28 @@ class _Search:
             if all(flat):
                 self.even[output].add(axis)
             elif not any(flat) or (equation.primitive == "div" and flat[0]):
-                for value in (one, other):
-                    if not self._flat(output, value, axis):
-                        self.refuse(value, axis)
+                self._bring_gains(equation, axis)
+            elif (gain := self._gain(other if flat[0] else one, axis)) is not None:
+                self.gained[output, axis] = gain
+
+    def _bring_gains(self, equation: Equation, axis: int) -> None:
+        """Both factors vary: one of them must be gains, and the product is in their frame from here on."""
+        (one, other), output = equation.inputs, equation.outputs[0]
+        gains = [self._gain(value, axis) for value in (one, other)]
+        if (
+            equation.primitive == "mul"
+            and gains.count(None) == 1
+            and not any((v, axis) in self.framed for v in (one, other))
+        ):
+            gain = gains[0] or gains[1]
+            assert gain is not None
+            self.gains.add(gain)
+            self.uses[gain] += 1
+            self.framed[output, axis] = gain
+            return
+        for value in (one, other):
+            if not self._flat(output, value, axis):
+                self.refuse(value, axis)
 
     def _square(self, equation: Equation) -> None:
         value, output = equation.inputs[0], equation.outputs[0]
@@ -176,6 +300,9 @@ class _Search:
                     flat = [axis in self.even[value] for value in values]
                 if all(flat):
                     self.even[output].add(axis)
+                elif any(flat) and equation.primitive in ("add", "sub", "add_any"):
+                    for value in (output, *(v for v in values if not self._flat(output, v, axis))):
+                        self._stand(value, axis)
                 elif any(flat):
                     self.refuse(output, axis)
                     for value in values:
@@ -208,7 +335,7 @@ class _Search:
         removed = set(equation.params["axes"])
         for axis in removed:
             if (value, axis) not in self.squares:
-                self.refuse(value, axis)
+                self._stand(value, axis)
         kept = [i for i in range(len(value.shape)) if i not in removed]
         self.even[output] = {k for k, i in enumerate(kept) if i in self.even[value]}
 

@@ -1,20 +1,34 @@
 """The symmetry group of a JAX function, read from its jaxpr: trace, tie, weigh, solve, verify."""
 
 import dataclasses
+import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+import numpy as np
 from jaxtyping import PyTree
 
 from jaxsym import tree
-from jaxsym.symmetry.group import Symmetry
+from jaxsym.symmetry.checks import checked
+from jaxsym.symmetry.factors import Factor, Slot
+from jaxsym.symmetry.group import Approximate, Symmetry
+from jaxsym.symmetry.idioms import centre_variances, drop_unused
+from jaxsym.symmetry.moves import commuting, translation
 from jaxsym.symmetry.rules import CATALOGUE, unknown
+from jaxsym.symmetry.shift_rules import CATALOGUE as CATALOGUE_OF_SHIFTS
+from jaxsym.symmetry.shifts import Shift, Variable
 from jaxsym.symmetry.solve import solve
 from jaxsym.symmetry.trace import Program, trace
+from jaxsym.symmetry.translations import Search
 from jaxsym.symmetry.verify import verify
 from jaxsym.symmetry.weights import Shapes, Weights
+
+EPSILON = 1e-3
+"""A constant up to this size that is added is taken for the epsilon of a norm."""
+NEARLY = 0.1
+"""A factor that changes the outputs by more than this part is not even approximate."""
 
 
 def discover(apply: Callable[..., Any], params: PyTree, *inputs: Any) -> Symmetry:
@@ -38,8 +52,11 @@ def discover(apply: Callable[..., Any], params: PyTree, *inputs: Any) -> Symmetr
 
     Raises
     ------
+    TypeError
+        If ``apply`` is not callable, or a leaf is not an array.
     ValueError
-        If ``apply`` returns nothing.
+        If a parameter is complex or not finite, the parameters do not fit the function, it returns nothing, or its outputs are
+        not finite.
 
     Examples
     --------
@@ -50,34 +67,86 @@ def discover(apply: Callable[..., Any], params: PyTree, *inputs: Any) -> Symmetr
     >>> sym.order  # 4! 2^4
     384
     """
+    checked(apply, params, inputs)
     program = trace(apply, params, *inputs)
-    if not program.outputs:
-        msg = "discover: apply returns nothing; expected at least one array as output."
-        raise ValueError(msg)
+    centre_variances(program)
+    drop_unused(program)
     shapes = _tie(program)
     scalings, signs = (_weigh(program, shapes, sign=sign) for sign in (False, True))
-    factors, pinned = solve(program, shapes, scalings, signs)
+    relaxed = _weigh(program, shapes, sign=False, small=EPSILON) if _small(program) else None
+    solved = solve(program, shapes, scalings, signs, relaxed)
     sizes = {path: value.shape for path, value in program.parameters.items()}
-    sym = Symmetry(factors, pinned, sizes)
+    sym = Symmetry((*translations(program, shapes), *solved.factors), solved.pinned, sizes)
     if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in tree.leaves((params, inputs)).values()):
-        return sym
-    checked = verify(apply, sym, params, *inputs)
-    wrong = [i for i, residual in enumerate(checked.by_factor) if residual > checked.tolerance]
-    if wrong or not checked.ok:
+        unmeasured = tuple(Approximate(factor, None) for factor in solved.approximate)
+        return dataclasses.replace(sym, approximate=unmeasured)
+    return _verified(apply, sym, solved.approximate, params, inputs)
+
+
+def _verified(
+    apply: Callable[..., Any], sym: Symmetry, approximate: tuple[Factor, ...], params: PyTree, inputs: tuple[Any, ...]
+) -> Symmetry:
+    """Keep what is verified, and the approximate factors with their residuals."""
+    found = verify(apply, sym, params, *inputs)
+    if not found.ok:
+        wrong = [i for i, residual in enumerate(found.by_factor) if residual > found.tolerance]
         named = "; ".join(
-            f"{factors[i].kind} of {factors[i].slots[0].path} ({checked.by_factor[i]:.1e})" for i in wrong
+            f"{sym.factors[i].kind} of {'/'.join(sym.factors[i].slots[0].path)} ({found.by_factor[i]:.1e})"
+            for i in wrong
         )
         warnings.warn(
-            f"discover: dropped what failed its verification, please report it: {named or 'all'}", stacklevel=2
+            f"discover: dropped what failed its verification, please report it: {named or 'all'}", stacklevel=3
         )
-        kept = tuple(factor for i, factor in enumerate(factors) if i not in wrong) if wrong else ()
+        kept = tuple(factor for i, factor in enumerate(sym.factors) if i not in wrong) if wrong else ()
         sym = dataclasses.replace(sym, factors=kept)
-    return dataclasses.replace(sym, verified=True)
+    measured: tuple[Approximate, ...] = ()
+    if approximate:
+        residuals = verify(
+            apply, dataclasses.replace(sym, factors=approximate), params, *inputs, level="data"
+        ).by_factor
+        pairs = zip(approximate, residuals, strict=True)
+        measured = tuple(Approximate(factor, residual) for factor, residual in pairs if residual < NEARLY)
+    return dataclasses.replace(sym, verified=True, approximate=measured)
+
+
+def _small(program: Program) -> bool:
+    """Whether a small constant is added anywhere."""
+    constants = (value.constant for e in program.equations if e.primitive == "add" for value in e.inputs)
+    return any(
+        c is not None
+        and c.size
+        and np.issubdtype(c.dtype, np.floating)
+        and bool(np.all((np.abs(c) <= EPSILON) & (c != 0)))
+        for c in constants
+    )
+
+
+def translations(program: Program, shapes: Shapes) -> Iterator[Factor]:
+    """The translations, as factors."""
+    search = Search(program, shapes, CATALOGUE_OF_SHIFTS)
+    equations = [*search.known.derived.values(), *program.equations]
+    found = [translation(variable, moves, equations, program.parameters) for variable, moves in search.moves()]
+    for whole in commuting(sorted(found, key=lambda one: len(one.variable.constant))):
+        variable = whole.variable
+        shape = variable.shape or (1,)
+        slots = tuple(_translated(path, program.parameters[path].shape, variable, shift) for path, shift in whole.moves)
+        yield Factor("translation", shape[-1], math.prod(shape[:-1]), slots, shape, (), whole)
+
+
+def _translated(path: str, shape: tuple[int, ...], variable: Variable, shift: Shift) -> Slot:
+    """Where a translation sits in a leaf, and its coefficient."""
+    (_, place), coefficient = next(iter(shift.items()))
+    axis = max((i for i, c in enumerate(place) if c is not None), default=0)
+    blocks = {a: (start, stop) for a, start, stop in variable.block} if path == variable.leaf.path else {}
+    span = blocks.get(axis, (0, shape[axis] if shape else 1))
+    return Slot(tuple(path.split("/")), axis, span, coefficient, (), np.zeros(0, int))
 
 
 def _tie(program: Program) -> Shapes:
     """Walk the equations once and tie their axes."""
     shapes = Shapes(program)
+    for value, reason in program.still().items():
+        shapes.pin(value, reason)
     for value in (*program.parameters.values(), *program.inputs):
         shapes.axes(value)
     for equation in program.equations:
@@ -93,8 +162,8 @@ def _tie(program: Program) -> Shapes:
     return shapes
 
 
-def _weigh(program: Program, shapes: Shapes, *, sign: bool) -> Weights:
-    weights = Weights(shapes, program, sign=sign)
+def _weigh(program: Program, shapes: Shapes, *, sign: bool, small: float = 0.0) -> Weights:
+    weights = Weights(shapes, program, sign=sign, small=small)
     for equation in program.equations:
         CATALOGUE.get(equation.primitive, unknown(equation.primitive)).weigh(weights, equation)
     return weights

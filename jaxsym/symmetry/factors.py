@@ -7,12 +7,13 @@ A factor acts on ``copies`` independent sets of ``size`` units each. Its element
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Shaped
+from scipy.linalg import helmert
 
 
 class Slot(NamedTuple):
@@ -28,6 +29,8 @@ class Slot(NamedTuple):
     """The axes of the leaf that the units and their copies lie on."""
     where: Int[np.ndarray, "*copies size rest"]
     """Flat positions on those axes, row-major."""
+    frame: tuple[str, int] | None = None
+    """A leaf of gains, and the power (1 or -1) of it that the leaf is multiplied by while it is moved."""
 
 
 class Factor(NamedTuple):
@@ -41,6 +44,8 @@ class Factor(NamedTuple):
     """``(*copies, size)``: of the units."""
     classes: tuple[int, ...]
     """Which index set each axis of ``shape`` is; factors that share one act on each other's elements."""
+    whole: Any = None
+    """Of a translation, and of a user's own action: what acts on several leaves at once."""
 
 
 class Kind(NamedTuple):
@@ -51,7 +56,8 @@ class Kind(NamedTuple):
     """A uniform element of a finite kind from independent uniform noise; None for a continuous one."""
     compose: Callable[[Array, Array], Array]
     inverse: Callable[[Array], Array]
-    act: Callable[[Array, Float[Array, "*copies size rest"], float], Array]
+    act: Callable[[Array, Float[Array, "*copies size rest"], float], Array] | None
+    """On the units of one slot; None for what acts on several leaves at once."""
     dim: Callable[[int], int]
     """Lie dimension for so many units."""
     order: Callable[[int], int]
@@ -71,6 +77,15 @@ def _matrix_identity(factor: Factor) -> Array:
 def _matrix_act(element: Array, tensor: Array, exponent: float) -> Array:
     matrix = element if exponent > 0 else jnp.swapaxes(jnp.linalg.inv(element), -1, -2)
     return matrix.astype(tensor.dtype) @ tensor
+
+
+def _rotate(element: Array, tensor: Array, _: float) -> Array:
+    """An element one smaller than the units acts on the complement of (1, ..., 1)."""
+    size = tensor.shape[-2]
+    if element.shape[-1] != size:
+        basis = helmert(size)
+        element = np.swapaxes(basis, 0, 1) @ element @ basis + 1 / size
+    return element.astype(tensor.dtype) @ tensor
 
 
 def _skew(coordinates: Array, size: int) -> Array:
@@ -121,6 +136,16 @@ CATALOGUE: dict[str, Kind] = {
         order=lambda size: 1,
         exp=lambda coordinates, size: coordinates,
     ),
+    "translation": Kind(
+        identity=lambda factor: jnp.zeros(factor.shape),
+        draw=None,
+        compose=jnp.add,
+        inverse=jnp.negative,
+        act=None,
+        dim=lambda size: size,
+        order=lambda size: 1,
+        exp=lambda coordinates, size: coordinates,
+    ),
     "general_linear": Kind(
         identity=_matrix_identity,
         draw=None,
@@ -136,7 +161,7 @@ CATALOGUE: dict[str, Kind] = {
         draw=None,
         compose=jnp.matmul,
         inverse=lambda g: jnp.swapaxes(g, -1, -2),
-        act=lambda g, tensor, exponent: g.astype(tensor.dtype) @ tensor,
+        act=_rotate,
         dim=lambda size: size * (size - 1) // 2,
         order=lambda size: 1,
         exp=lambda coordinates, size: _expm(_skew(coordinates, size)),

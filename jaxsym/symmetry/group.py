@@ -1,8 +1,8 @@
 """A symmetry group of a network: a product of factors acting on its parameters.
 
-An element is a tuple of arrays, one per factor. It acts by the continuous and sign factors first, then by the permutations, inner ones
-(units within a head) before outer ones (heads). Permutations carry the other factors' elements along with their units: the
-group is the semidirect, and for nested permutations the wreath, product.
+An element is a tuple of arrays, one per factor. It acts by the translations first, then by the other continuous and the sign factors, then by
+the permutations, inner ones (units within a head) before outer ones (heads). Whatever acts later carries the elements of what acts before along with
+its units: the group is the semidirect, and for nested permutations the wreath, product.
 """
 
 import dataclasses
@@ -29,6 +29,14 @@ class Pinned(NamedTuple):
     reason: str
 
 
+class Approximate(NamedTuple):
+    """A factor that leaves the function alone but for an epsilon, and the relative change that its elements make."""
+
+    factor: Factor
+    residual: float | None
+    """None where only shapes were given."""
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Symmetry:
     """A group acting on a pytree of parameters.
@@ -45,12 +53,15 @@ class Symmetry:
         Path -> shape of every leaf that the group was found on.
     verified
         False when it was found from shapes alone.
+    approximate
+        Factors that only a norm's epsilon breaks; not acted with.
     """
 
     factors: tuple[Factor, ...]
     pinned: tuple[Pinned, ...]
     shapes: dict[str, tuple[int, ...]]
     verified: bool = False
+    approximate: tuple[Approximate, ...] = ()
 
     @property
     def order(self) -> int:
@@ -79,7 +90,7 @@ class Symmetry:
                 continue
             each = kind.dim(factor.size)
             size = each * factor.copies
-            if factor.kind == "scaling":
+            if factor.kind in ("scaling", "translation"):
                 element.append(coordinates[start : start + size].reshape(factor.shape))
             else:
                 part = coordinates[start : start + size].reshape(*factor.shape[:-1], each)
@@ -103,13 +114,16 @@ class Symmetry:
     def compose(self, g: Element, h: Element) -> Element:
         """The element that does ``h`` first, then ``g``."""
         carried = [self._carry(i, part, h, backwards=True) for i, part in enumerate(g)]
+        if any(factor.kind == "translation" for factor in self.factors):
+            undone = self.inverse(h)
+            carried = [self._carry_translation(i, part, undone) for i, part in enumerate(carried)]
         return tuple(_kind(factor).compose(a, b) for factor, a, b in zip(self.factors, carried, h, strict=True))
 
     def inverse(self, g: Element) -> Element:
         """The element that undoes ``g``."""
+        undone = [_kind(factor).inverse(part) for factor, part in zip(self.factors, g, strict=True)]
         return tuple(
-            self._carry(i, _kind(factor).inverse(part), g, backwards=False)
-            for i, (factor, part) in enumerate(zip(self.factors, g, strict=True))
+            self._carry_translation(i, self._carry(i, part, g, backwards=False), g) for i, part in enumerate(undone)
         )
 
     def act(self, g: Element, params: PyTree) -> PyTree:
@@ -128,9 +142,13 @@ class Symmetry:
                 msg = f"{name} {got}, the group was found on {shape}: discover it again for this network."
                 raise ValueError(msg)
         for factor, part in zip(self.factors, g, strict=True):
+            if factor.kind == "translation":
+                moved |= factor.whole.act(part, moved)
+                continue
             for slot in factor.slots:
                 name = "/".join(slot.path)
-                moved[name] = _move(moved[name], slot, functools.partial(_act, factor, part, slot))
+                gains = None if slot.frame is None else moved[slot.frame[0]] ** slot.frame[1]
+                moved[name] = _move(moved[name], slot, functools.partial(_act, factor, part, slot), gains)
         return jax.tree.unflatten(structure, list(moved.values()))
 
     def tangents(self, params: PyTree) -> PyTree:
@@ -154,19 +172,49 @@ class Symmetry:
                 part = _transport(factor, part, other, move)
         return part
 
+    def _carry_translation(self, number: int, part: Array, by: Element) -> Array:
+        """Conjugate a translation by all factors of ``by`` that are none: its own leaf is moved, and so is the translation of it."""
+        if self.factors[number].kind != "translation":
+            return part
+        whole = self.factors[number].whole
+        own, gain, unit = whole.variable.leaf.path, whole.gain, whole.unit
+
+        def move(tensor: Array, constant: frozenset[int]) -> Array:
+            for factor, other in zip(self.factors, by, strict=True):
+                for slot in factor.slots if factor.kind != "translation" else ():
+                    name = "/".join(slot.path)
+                    if factor.classes == (-1,) and name in (own, gain):  # a number times whole leaves
+                        tensor = _act(factor, other, slot, tensor.reshape(1, 1, -1)).reshape(tensor.shape)
+                    elif name == unit and factor.kind in ("scaling", "sign"):  # measured in what is multiplied, too
+                        undo = functools.partial(_act, factor, _kind(factor).inverse(other), slot)
+                        tensor = (
+                            undo(tensor.reshape(1, 1, -1)).reshape(tensor.shape)
+                            if factor.classes == (-1,)
+                            else _move(tensor, slot, undo)
+                        )
+                    elif name == own and constant.isdisjoint(slot.axes):
+                        tensor = _move(tensor, slot, functools.partial(_act, factor, other, slot))
+            return tensor
+
+        return whole.carried(part, move)
+
     def __str__(self) -> str:
         """A table: what moves, then what is pinned and why."""
-        units = "finite factors: {:,} elements" if self.order > 1 else "no finite factors"
+        units = f"finite factors: {_readable(self.order)} elements" if self.order > 1 else "no finite factors"
         lines = [
-            f"Symmetry: {units.format(self.order)}, dim {self.dim}, {'verified' if self.verified else 'not verified'}",
+            f"Symmetry: {units}, dim {self.dim}, {'verified' if self.verified else 'not verified'}",
             "",
         ]
-        rows = [("kind", "size", "copies", "moves")]
-        for factor in self.factors:
-            for i, slot in enumerate(factor.slots):
-                head = (factor.kind, str(factor.size), str(factor.copies)) if i == 0 else ("", "", "")
-                rows.append((*head, _describe(slot, factor, self.shapes)))
-        lines += _columns(rows) if self.factors else ["nothing moves"]
+        head = ("kind", "size", "copies", "moves")
+        rows = [row for factor in self.factors for row in _rows(factor, self.shapes)]
+        lines += _columns([head, *rows]) if self.factors else ["nothing moves"]
+        if self.approximate:
+            wider: list[tuple[str, ...]] = [("but for an epsilon", "size", "copies", "moves", "changes the outputs by")]
+            for factor, residual in self.approximate:
+                first, *others = _rows(factor, self.shapes)
+                said = "not measured" if residual is None else f"{residual:.1e}"
+                wider += [(*first, said), *((*row, "") for row in others)]
+            lines += ["", *_columns(wider)]
         if self.pinned:
             lines += [
                 "",
@@ -177,8 +225,22 @@ class Symmetry:
         return "\n".join(lines)
 
 
+def _rows(factor: Factor, shapes: dict[str, tuple[int, ...]]) -> list[tuple[str, ...]]:
+    head = (factor.kind, str(factor.size), str(factor.copies))
+    return [
+        (*(head if i == 0 else ("", "", "")), _describe(slot, factor, shapes)) for i, slot in enumerate(factor.slots)
+    ]
+
+
+def _readable(order: int) -> str:
+    """A number of elements, in digits or as a power of ten."""
+    return f"{order:,}" if order < 10**15 else f"about 10^{order.bit_length() * math.log10(2):.0f}"
+
+
 def _act(factor: Factor, part: Array, slot: Slot, units: Array) -> Array:
-    return _kind(factor).act(part, units, slot.exponent)
+    act = _kind(factor).act
+    assert act is not None
+    return act(part, units, slot.exponent)
 
 
 def _kind(factor: Factor) -> Kind:
@@ -187,6 +249,8 @@ def _kind(factor: Factor) -> Kind:
 
 def _describe(slot: Slot, factor: Factor, shapes: dict[str, tuple[int, ...]]) -> str:
     name = "/".join(slot.path)
+    if not shapes[name]:
+        return name
     whole = slot.span == (0, shapes[name][slot.axis])
     part = "" if whole else f" {slot.span[0]}:{slot.span[1]}"
     power = "" if factor.kind in ("permutation", "sign", "orthogonal") or slot.exponent == 1 else f" ^{slot.exponent:g}"
@@ -199,8 +263,11 @@ def _columns(rows: Iterable[tuple[str, ...]]) -> list[str]:
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
-def _move(leaf: Array, slot: Slot, act: Any) -> Array:
-    """Apply an action to the units of one slot, and put them back."""
+def _move(leaf: Array, slot: Slot, act: Any, gains: Array | None = None) -> Array:
+    """Apply an action to the units of one slot, and put them back; with gains, in the frame that they make."""
+    if gains is not None:
+        frame = gains.reshape([-1 if axis == slot.axis else 1 for axis in range(leaf.ndim)])
+        return _move(leaf * frame, slot, act) / frame
     rest = [axis for axis in range(leaf.ndim) if axis not in slot.axes]
     order = (*slot.axes, *rest)
     first = jnp.transpose(leaf, order)

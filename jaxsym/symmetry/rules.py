@@ -38,7 +38,8 @@ def _same(weights: Weights, equation: Equation) -> None:
     """All operands weigh the same, and so does the result: addition, choice, concatenation."""
     (output,) = equation.outputs
     for value in equation.inputs:
-        weights.equal(output, value)
+        if not weights.negligible(value):
+            weights.equal(output, value)
 
 
 def _choose(weights: Weights, equation: Equation) -> None:
@@ -408,7 +409,7 @@ def _gather_shape(shapes: Shapes, equation: Equation) -> None:
     output, numbers = equation.outputs[0], equation.params["dimension_numbers"]
     axes = [Atom(size, reason="looked up by index") for size in output.shape]
     batch = [i for i in range(len(output.shape)) if i not in numbers.offset_dims]
-    whole = _gathered_whole(equation)
+    whole = gathered_whole(equation)
     for position, atom in zip(batch, shapes.axes(indices)[:-1], strict=False):
         axes[position] = atom
     pin(shapes.axes(indices)[-1], "looked up by index")
@@ -420,7 +421,7 @@ def _gather_shape(shapes: Shapes, equation: Equation) -> None:
     shapes.give(output, axes)
 
 
-def _gathered_whole(equation: Equation) -> dict[int, int]:
+def gathered_whole(equation: Equation) -> dict[int, int]:
     """Axis of the operand -> axis of the output, where the slice is the whole axis."""
     value, numbers = equation.inputs[0], equation.params["dimension_numbers"]
     hidden = {*numbers.collapsed_slice_dims, *getattr(numbers, "operand_batching_dims", ())}
@@ -436,7 +437,7 @@ def _gathered_whole(equation: Equation) -> dict[int, int]:
 def _gather_weigh(weights: Weights, equation: Equation) -> None:
     value, indices = equation.inputs[:2]
     weights.none(indices)
-    whole = _gathered_whole(equation)
+    whole = gathered_whole(equation)
     weights.equal(equation.outputs[0], value, {target: i for i, target in whole.items()})
 
 
@@ -495,8 +496,9 @@ def _tie_shape(shapes: Shapes, equation: Equation) -> None:
 
 
 def _tie_weigh(weights: Weights, equation: Equation) -> None:
-    for value in equation.inputs[1:]:
-        weights.equal(equation.inputs[0], value)
+    first, *others = [value for value in equation.inputs if not weights.anything(value)] or equation.inputs
+    for value in others:
+        weights.equal(first, value)
 
 
 def _no_shape(shapes: Shapes, equation: Equation) -> None:

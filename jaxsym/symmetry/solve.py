@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxsym.symmetry.atoms import Atom, leaves, places
-from jaxsym.symmetry.bases import bases
+from jaxsym.symmetry.bases import Bases, bases
 from jaxsym.symmetry.factors import Factor, Slot
 from jaxsym.symmetry.group import Pinned
 from jaxsym.symmetry.rules import dot_axes
@@ -25,11 +25,22 @@ class Block(NamedTuple):
     leaves: tuple[tuple[int, int, Atom], ...]  # axis, number on the axis, leaf
 
 
-def solve(
-    program: Program, shapes: Shapes, scalings: Weights, signs: Weights
-) -> tuple[tuple[Factor, ...], tuple[Pinned, ...]]:
-    """All factors, permutations last and inner ones first, and the axes that none of them moves."""
-    return Solver(program, shapes, scalings, signs).result()
+class Solved(NamedTuple):
+    """What :func:`solve` found."""
+
+    factors: tuple[Factor, ...]
+    """Permutations last, inner ones first."""
+    pinned: tuple[Pinned, ...]
+    """The axes that none of them moves."""
+    approximate: tuple[Factor, ...]
+    """Scalings that hold but for small constants."""
+
+
+def solve(program: Program, shapes: Shapes, scalings: Weights, signs: Weights, relaxed: Weights | None) -> Solved:
+    """All factors; ``relaxed`` are the scalings when small constants are taken for zero."""
+    solver = Solver(program, shapes, scalings, signs)
+    factors, pinned = solver.result()
+    return Solved(factors, pinned, solver.approximate(relaxed) if relaxed is not None else ())
 
 
 class Solver:
@@ -52,32 +63,52 @@ class Solver:
 
     def result(self) -> tuple[tuple[Factor, ...], tuple[Pinned, ...]]:
         """The factors and the pinned axes."""
-        linear, orthogonal = bases(self.program, self.shapes, self.scalings)
+        whole = bases(self.program, self.shapes, self.scalings)
+        still = {*whole.gains, *whole.frames}
         found: list[Factor] = []
         absorbed: set[Atom] = set()
         for atom in self.present:
-            if atom.reason is None and atom in linear:
-                found.append(self._factor("general_linear", atom, linear[atom]))
+            if atom.reason is None and atom in whole.linear:
+                found.append(self._factor("general_linear", atom, whole.linear[atom]))
                 absorbed.add(atom)
-            elif atom.reason is None and atom in orthogonal:
-                found.append(self._factor("orthogonal", atom, {}))
+            elif atom.reason is None and atom in whole.orthogonal:
+                found.append(_rotation(self._factor("orthogonal", atom, {}), atom in whole.upright, whole))
                 absorbed.add(atom)
         for kind, solutions, modulo in (("scaling", self.scalings, None), ("sign", self.signs, 2)):
-            for target, solution in self._independent(solutions, modulo):
-                if target is None:
-                    found.append(self._global(kind, solution))
-                elif target not in absorbed:
-                    found.append(self._factor(kind, target, solution))
+            free = {atom: _apart(own, still, modulo) if atom in absorbed else own for atom, own in solutions.items()}
+            for target, solution in self._independent(solutions, free, modulo):
+                if target is None or target not in absorbed or target in whole.orthogonal:
+                    found.append(self._named(kind, target, solution))
         movable = [atom for atom in self.present if atom.reason is None and atom not in absorbed]
         movable.sort(key=lambda atom: -len(self.depends[atom]))
         found += [self._factor("permutation", atom, {}) for atom in movable]
         factors = tuple(factor for factor in found if factor.slots)
         return factors, self._pinned(factors)
 
+    def approximate(self, relaxed: Weights) -> tuple[Factor, ...]:
+        """The scalings that only the relaxed system has."""
+        for value in self.program.parameters.values():
+            relaxed.touch(value)
+        solutions, found = relaxed.solve(), []
+        order = sorted(self.present, key=lambda atom: -len(self.depends[atom]))
+        for target in (*order, None):
+            span = _Span(None)
+            inner = [atom for atom in self.present if target is None or target in self.depends[atom]]
+            for known in (self.scalings, solutions):
+                for atom in (*inner, *((target,) if known is self.scalings else ())):
+                    for solution in known.get(atom, ()):
+                        span.add(self._seen_from(target, atom, solution))
+            new = [own for own in solutions.get(target, ()) if span.add(self._seen_from(target, target, own))]
+            found += [self._named("scaling", target, own) for own in new]
+        return tuple(factor for factor in found if factor.slots)
+
     def _independent(
-        self, solutions: dict[Atom | None, list[Solution]], modulo: int | None
+        self,
+        solutions: dict[Atom | None, list[Solution]],
+        free: dict[Atom | None, list[Solution]],
+        modulo: int | None,
     ) -> list[tuple[Atom | None, Solution]]:
-        """The solutions that move something, without those that finer ones already contain."""
+        """The free solutions that move something, without those that finer ones already contain."""
         kept: list[tuple[Atom | None, Solution]] = []
         order = sorted(self.present, key=lambda atom: -len(self.depends[atom]))
         for target in (*order, None):
@@ -85,7 +116,7 @@ class Solver:
             for atom in (atom for atom in self.present if target is None or target in self.depends[atom]):
                 for solution in solutions.get(atom, ()):
                     span.add(self._seen_from(target, atom, solution))
-            own = solutions.get(target, ())
+            own = free.get(target, ())
             kept += [(target, solution) for solution in own if span.add(self._seen_from(target, target, solution))]
         return kept
 
@@ -105,6 +136,9 @@ class Solver:
                     elif weight:
                         vector[value, block, (axis, number) if atom is target else anchors[0]] += weight
         return {key: weight for key, weight in vector.items() if weight}
+
+    def _named(self, kind: str, target: Atom | None, solution: Solution) -> Factor:
+        return self._global(kind, solution) if target is None else self._factor(kind, target, solution)
 
     def _factor(self, kind: str, atom: Atom, solution: Solution) -> Factor:
         copies = sorted(self.depends[atom], key=self.numbers.__getitem__)
@@ -140,6 +174,35 @@ class Solver:
                     text = "; ".join(reasons) or ("a single index" if atom.size == 1 else "nothing acts on it")
                     pinned.append(Pinned(_parts(path), axis, text))
         return tuple(pinned)
+
+
+def _rotation(factor: Factor, upright: bool, whole: Bases) -> Factor:
+    """Rotations leave gains alone, and move what reads after them in their frame."""
+    gains = {_parts(value.path) for value in whole.gains}
+    frames = {_parts(value.path): (gain.path, power) for value, (gain, power) in whole.frames.items()}
+    slots = tuple(slot._replace(frame=frames.get(slot.path)) for slot in factor.slots if slot.path not in gains)
+    if not upright:
+        return factor._replace(slots=slots)
+    size = factor.size - 1  # on the complement of (1, ..., 1)
+    return factor._replace(slots=slots, size=size, shape=(*factor.shape[:-1], size))
+
+
+def _apart(solutions: Sequence[Solution], still: set[Value], modulo: int | None) -> list[Solution]:
+    """The combinations that leave alone all parameters but gains and what reads after them: these commute with rotations."""
+    kept: list[Solution] = []
+    pivots: list[tuple[Any, Solution]] = []
+    for solution in solutions:
+        current = dict(solution)
+        for pivot, row in pivots:
+            factor = current.get(pivot, Fraction(0)) / row[pivot]
+            current = {k: current.get(k, Fraction(0)) - factor * row.get(k, Fraction(0)) for k in {*current, *row}}
+            current = {k: w % modulo if modulo else w for k, w in current.items()}
+        moved = [k for k, w in current.items() if w and k[0].origin == "parameter" and k[0] not in still]
+        if moved:
+            pivots.append((moved[0], current))
+        elif any(current.values()):
+            kept.append({k: w for k, w in current.items() if w})
+    return kept
 
 
 def _parts(path: str) -> tuple[str, ...]:

@@ -5,6 +5,7 @@ enters by ``scan_in`` and leaves by ``scan_out``. A value inside a loop knows it
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -35,6 +36,8 @@ class Equation:
     inputs: list[Value]
     outputs: list[Value]
     params: dict[str, Any]
+    bind: Callable[..., Any] | None = None
+    """Computes the outputs from arrays; None for what only stands for a loop or a branch."""
 
 
 @dataclasses.dataclass(eq=False)
@@ -46,6 +49,17 @@ class Program:
     inputs: list[Value]
     outputs: list[Value]
     loops: dict[int, int]  # loop -> number of iterations
+
+    def still(self) -> dict[Value, str]:
+        """Parameters that nothing should move, and why."""
+        used = {value for equation in self.equations for value in equation.inputs}.union(self.outputs)
+        reasons = {}
+        for value in self.parameters.values():
+            if value not in used:
+                reasons[value] = "the function does not depend on it"
+            elif not jax.numpy.issubdtype(value.dtype, np.floating):
+                reasons[value] = f"a leaf of type {value.dtype} is not moved"
+        return reasons
 
 
 def trace(apply: Callable[..., Any], params: Any, *inputs: Any) -> Program:
@@ -107,7 +121,8 @@ def _inline(program: Program, jaxpr: Jaxpr, environment: dict[Any, Value], loops
         elif (inner := _called(params)) is not None:
             results = _call(program, inner, inputs, loops)
         else:
-            _append(program, name, inputs, outputs, params)
+            _append(program, name, inputs, outputs, params, functools.partial(equation.primitive.bind, **params))
+            _fold(program.equations[-1])
         environment.update(zip(equation.outvars, results, strict=True))
     return [read(variable) for variable in jaxpr.outvars]
 
@@ -120,8 +135,33 @@ def _called(params: dict[str, Any]) -> Any:
     return None
 
 
-def _append(program: Program, name: str, inputs: list[Value], outputs: list[Value], params: Any = None) -> None:
-    program.equations.append(Equation(name, inputs, outputs, dict(params or {})))
+def _append(
+    program: Program,
+    name: str,
+    inputs: list[Value],
+    outputs: list[Value],
+    params: Any = None,
+    bind: Callable[..., Any] | None = None,
+) -> None:
+    program.equations.append(Equation(name, inputs, outputs, dict(params or {}), bind))
+
+
+def _fold(equation: Equation) -> None:
+    """A number computed from numbers is a constant, and so is one number filled into a shape."""
+    known = [value.constant for value in equation.inputs]
+    (output, *more) = equation.outputs
+    if more or not known or any(array is None or not array.size for array in known):
+        return
+    first = np.asarray(known[0])
+    if equation.primitive in ("broadcast_in_dim", "reshape") and np.all(first == first.flat[0]):
+        output.constant = np.broadcast_to(first.flat[0], output.shape)
+    elif any(value.shape for value in equation.inputs):
+        return
+    elif not output.shape and not jax.dtypes.issubdtype(output.dtype, jax.dtypes.extended) and equation.bind:
+        output.constant = np.asarray(equation.bind(*known))
+    else:
+        return
+    output.origin = "constant"
 
 
 def _call(program: Program, jaxpr: Any, inputs: list[Value], loops: tuple[int, ...]) -> list[Value]:

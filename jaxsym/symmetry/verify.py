@@ -1,15 +1,46 @@
-"""Does a group leave a function unchanged? Random elements of every factor, random parameters, float64."""
+"""Does a group leave a function unchanged? Random elements of every factor, at random parameters and inputs.
+
+Each trial compares ``f(g.theta)`` with ``f(theta)``: for an element of the whole group and for one of each factor alone. The parameters are
+perturbed, ever more from trial to trial, so that no bias is zero and every nonlinearity is driven through its range. Where that
+makes the function too ill-conditioned to tell a wrong group from rounding (one unit in the last place of the parameters moves the outputs by
+an eighth of the tolerance), or not finite, the same trial is repeated with a smaller perturbation.
+"""
 
 import functools
-from collections.abc import Callable
-from typing import Any, NamedTuple
+import itertools
+import math
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, PyTree
+from jax.extend.core import ClosedJaxpr, Jaxpr
+from jax.extend.core import Literal as Constant
+from jaxtyping import Array, Float, PyTree
 
+from jaxsym import tree as paths
+from jaxsym.catalogue import find
 from jaxsym.symmetry.group import Symmetry
+
+Precision = Literal["float64", "float32"]
+
+LEVELS = {
+    "function": "the outputs, at other inputs too",
+    "loss": "one scalar, at other inputs too",
+    "data": "the outputs, at these inputs only",
+    "distribution": "the mean of the outputs over a key, at other inputs too",
+}
+STRENGTHS = (0.3, 1.0, 3.0)
+"""Of the perturbation in one trial after the other, relative to the size of a leaf."""
+SHRINK = (1.0, 1 / 4, 1 / 16, 0.0)
+"""A trial that decides nothing is repeated with its perturbation so much smaller; at last with none."""
+FALSE_ALARMS = 1e-4
+"""How often a right group may fail at the distribution level."""
+_ELEMENT = 0.5  # standard deviation of the coordinates of a trial's element, in the Lie algebra
+_CHUNK = 64  # keys that are averaged over at once
+_LARGEST = 1e4  # what an entry adds at most to the size of its leaf
 
 
 class Verification(NamedTuple):
@@ -19,6 +50,30 @@ class Verification(NamedTuple):
     by_factor: tuple[float, ...]
     ok: bool
     tolerance: float
+    """1e-9, or what a coarser precision or the averaging over keys leaves decidable."""
+    precision: str = "float64"
+    """The coarsest type that the function casts to, such as ``"float32"`` logits in a float64 network."""
+
+
+class _Trial(NamedTuple):
+    """What one trial says about the whole group and then about each factor alone, at the output that is worst for it."""
+
+    ratio: Float[np.ndarray, " rows"]
+    """Its change over what is allowed."""
+    noise: Float[np.ndarray, " rows"]
+    """What the standard error allows there, relative to the outputs; 0 without keys."""
+    defined: bool
+    """The function is finite at these parameters and inputs."""
+    decides: bool
+    """... after the action too, and rounding stays far below the tolerance."""
+
+
+class _Limits(NamedTuple):
+    """What may change: the tolerance, the quantile of standard errors, and the unit in the last place."""
+
+    tolerance: float
+    quantile: float
+    eps: float
 
 
 def verify(
@@ -29,96 +84,297 @@ def verify(
     key: Array | None = None,
     level: str = "function",
     num: int = 3,
+    num_keys: int = 1024,
+    precision: Precision = "float64",
 ) -> Verification:
-    """Act with random elements of every factor, and of all together, and compare the outputs in float64.
+    """Act with random elements of every factor, and of all together, and compare the outputs.
 
     Parameters
     ----------
     apply, params, inputs
-        As for :func:`jaxsym.discover`; the parameters are perturbed, so that biases are not zero.
+        As for :func:`jaxsym.discover`, with arrays as leaves.
     sym
         The group.
     key
         Of the elements, the perturbations and the inputs; a fixed one when None.
     level
-        ``"function"``: at other inputs too; ``"data"``: at these inputs only.
+        ``"function"``: the outputs do not change, at other inputs too (floating ones; integers and keys stay).
+        ``"loss"``: the same for one scalar; ``apply`` is then the loss.
+        ``"data"``: at these inputs only, and parameters near the given ones.
+        ``"distribution"``: the last input is a key (of ``jax.random.key`` or ``PRNGKey``), and the outputs' mean over keys does not
+        change. Both sides see the same ``num_keys`` keys, and each mean difference is held against its standard error at the normal
+        quantile that is corrected (Bonferroni) for the number of outputs, factors and trials: for a right group all tests together
+        fail once in 10,000 times, in the limit of many keys. A wrong group passes where it changes no mean by more than
+        ``tolerance``. Outputs whose difference has no variance are held to the ordinary tolerance.
     num
-        How many parameters, elements and inputs are tried.
+        How many parameters, elements and inputs are tried; they are moved by 0.3, 1 and 3 times their size in turn (0.3 only at the
+        data level).
+    num_keys
+        How many keys the outputs are averaged over, rounded up to a multiple of 64.
+    precision
+        What the parameters and inputs are cast to. A function that refuses float64 (its carries have a fixed type, for instance) is
+        verified in float32.
 
     Returns
     -------
     Verification
-        ``ok`` when the worst residual is at most the tolerance: 1e-9, or 1e-4 for a function that works in float32 only.
+        ``ok`` when no change exceeds what is allowed: 1e-9 of the outputs, 1e-4 where the function computes in float32, 16 units in the
+        last place (at most 1/4) of a type coarser than that, or the standard errors. With keys ``tolerance`` is the limit of the output
+        that decided, and the residuals are on its scale: each output's share of its own limit, times ``tolerance``.
 
     Raises
     ------
     ValueError
-        If the level is unknown, or the outputs are empty or not finite.
+        If an option is unknown, a leaf has no values, the outputs are empty, not finite, or at the loss level not one scalar, or
+        the last input is not a key at the distribution level.
     """
-    if level not in ("function", "data"):
-        msg = f"level: got {level!r}, expected 'function' or 'data'."
-        raise ValueError(msg)
+    find(LEVELS, level, "level")
+    find({"float64": None, "float32": None}, precision, "precision")
+    _check(params, inputs, level, num, num_keys)
     key = jax.random.key(0) if key is None else key
-    with jax.enable_x64(True), jax.default_matmul_precision("highest"):
-        start = wide((params, inputs))
-        tolerance = 1e-9
-        try:
-            jax.eval_shape(apply, start[0], *start[1])
-        except TypeError:  # carries of a fixed type, for instance: the function does not work in float64
-            start, tolerance = (params, inputs), 1e-4
-        worst = np.zeros(len(sym.factors) + 1)
-        run = jax.jit(functools.partial(_outputs, apply, sym))
-        for trial in jax.random.split(key, num):
-            own_key, input_key, element_key = jax.random.split(trial, 3)
-            params, inputs = perturbed(own_key, start[0]), start[1]
-            inputs = perturbed(input_key, inputs) if level == "function" else inputs
-            element, still = sym.sample(element_key), sym.identity()
-            alone = [(*still[:i], part, *still[i + 1 :]) for i, part in enumerate(element)]
-            stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), still, element, *alone)
-            expected, *moved = np.asarray(run(stacked, params, inputs))
-            if expected.size == 0:
-                msg = "verify: apply returns nothing; expected at least one array."
-                raise ValueError(msg)
-            if not (np.isfinite(expected).all() and np.isfinite(moved).all()):
-                msg = (
-                    "verify: the outputs are not finite; choose parameters and inputs at which the function is defined."
-                )
-                raise ValueError(msg)
-            scale = max(1.0, np.abs(expected).max())
-            worst = np.maximum(worst, [np.abs(got - expected).max() / scale for got in moved])
-    residual = float(worst.max())
-    return Verification(residual, tuple(float(w) for w in worst[1:]), residual <= tolerance, tolerance)
+    closed, start, taken = _traced(apply, params, inputs, precision)
+    _check_outputs(closed, level)
+    coarsest = min((taken, *_narrowed(closed)), key=lambda dtype: -float(jnp.finfo(dtype).eps))
+    count = sum(math.prod(aval.shape) for aval in closed.out_avals) * (len(sym.factors) + 1) * num
+    quantile = -statistics.NormalDist().inv_cdf(FALSE_ALARMS / 2 / count)
+    limits = _Limits(tolerance(coarsest), quantile, float(jnp.finfo(coarsest).eps))
+    with jax.enable_x64(taken == "float64"), jax.default_matmul_precision("highest"):
+        keys = _chunks(start[1][-1], num_keys) if level == "distribution" else [None]
+        strengths = itertools.cycle(STRENGTHS[:1] if level == "data" else STRENGTHS)
+        run = jax.jit(_outputs(apply, sym))
+        attempt = functools.partial(_trial, run, sym, start, keys, limits, level != "data")
+        trials = [_settled(attempt, own, next(strengths)) for own in jax.random.split(key, num)]
+    ratios, noises = (np.array([getattr(trial, name) for trial in trials]) for name in ("ratio", "noise"))
+    limit = max(limits.tolerance, float(noises.flat[ratios.argmax()]))
+    worst = [float(ratio) * limit for ratio in ratios.max(axis=0)]
+    return Verification(max(worst), tuple(worst[1:]), bool(ratios.max() <= 1), limit, coarsest)
 
 
-def _outputs(apply: Callable[..., Any], sym: Symmetry, elements: PyTree, params: PyTree, inputs: PyTree) -> Array:
-    """All outputs in one vector, for every element."""
+def tolerance(dtype: Any) -> float:
+    """What rounding may do to the outputs of a right group: 1e-9 in float64, 1e-4 in float32, 16 units in the last place below.
 
-    def flat(element: Any) -> Array:
-        outputs = jax.tree.leaves(apply(sym.act(element, params), *inputs))
-        return jnp.concatenate([jnp.zeros(0), *(jnp.ravel(leaf).astype(float) for leaf in outputs)])
+    >>> tolerance("float64"), tolerance("float32"), tolerance("bfloat16")
+    (1e-09, 0.0001, 0.125)
+    """
+    eps = float(jnp.finfo(dtype).eps)
+    if eps <= jnp.finfo("float64").eps:
+        return 1e-9
+    return max(1e-4, min(16 * eps, 0.25))  # beyond a quarter no wrong group would fail
 
-    return jax.lax.map(flat, elements) if sym.factors else jnp.stack([flat(()), flat(())])
 
-
-def wide(tree: PyTree) -> PyTree:
-    """Floating leaves as float64."""
+def wide(tree: PyTree, dtype: Any = "float64") -> PyTree:
+    """Floating leaves as float64, or another type; integers and keys as they are."""
 
     def widen(leaf: Any) -> Any:
         leaf = jnp.asarray(leaf)
-        return leaf.astype(jnp.float64) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
+        return leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
 
     return jax.tree.map(widen, tree)
 
 
 def perturbed(key: Array, tree: PyTree, scale: float = 0.3) -> PyTree:
-    """Floating leaves plus noise, so that none is zero by accident; positive ones stay positive."""
+    """Floating leaves plus noise, so that none is zero by accident; positive ones stay positive, integers and keys as they are.
+
+    The noise has ``scale`` times the root mean square of its leaf, or of what an initialiser would give a leaf that is zero.
+    """
+    tree = jax.tree.map(jnp.asarray, tree)
+    return jax.tree.map(lambda leaf, noise: _shifted(leaf, noise, scale), tree, _noise(key, tree))
+
+
+def _noise(key: Array, tree: PyTree) -> PyTree:
+    """Standard normal noise like every leaf; one draw of a round size for all, because each size compiles for long."""
     leaves, structure = jax.tree.flatten(tree)
-    noise = scale * jax.random.normal(key, (sum(leaf.size for leaf in leaves),))
-    moved, start = [], 0
-    for leaf in map(jnp.asarray, leaves):
-        own = noise[start : start + leaf.size].reshape(leaf.shape)
-        start += leaf.size
-        if jnp.issubdtype(leaf.dtype, jnp.floating) and leaf.size:
-            leaf = jnp.where(jnp.all(leaf > 0), leaf * jnp.exp(own), leaf + own).astype(leaf.dtype)
-        moved.append(leaf)
-    return jax.tree.unflatten(structure, moved)
+    total = sum(leaf.size for leaf in leaves)
+    draw: Any = jax.random.normal(key, (1 << max(total - 1, 0).bit_length(),))
+    draw = draw if isinstance(draw, jax.core.Tracer) else np.asarray(draw)
+    ends = np.cumsum([leaf.size for leaf in leaves])
+    return jax.tree.unflatten(
+        structure, [draw[end - leaf.size : end].reshape(leaf.shape) for end, leaf in zip(ends, leaves, strict=True)]
+    )
+
+
+def _shifted(leaf: Any, noise: Any, scale: float) -> Any:
+    """For NumPy arrays too, which need no compilation."""
+    if not (jnp.issubdtype(leaf.dtype, jnp.floating) and leaf.size):
+        return leaf
+    xp = leaf.__array_namespace__()
+    finite = xp.where(xp.isfinite(leaf), xp.clip(leaf, -_LARGEST, _LARGEST), 0)  # masks hold minus infinity
+    unit = xp.maximum(xp.sqrt(xp.mean(finite**2)), max(leaf.shape, default=1) ** -0.5)
+    grown = leaf * xp.exp(min(scale, 1) * noise)
+    return xp.where(xp.all(leaf > 0), grown, leaf + scale * unit * noise).astype(leaf.dtype)
+
+
+def _nudged(leaf: Any, noise: Any, eps: float) -> Any:
+    """One unit in the last place up or down."""
+    if not jnp.issubdtype(leaf.dtype, jnp.floating):
+        return leaf
+    return (leaf * np.where(noise < 0, 1 - eps, 1 + eps)).astype(leaf.dtype)
+
+
+def _settled(attempt: Callable[..., _Trial], key: Array, strength: float) -> _Trial:
+    """The first of ever smaller perturbations at which the trial decides; the unperturbed parameters otherwise."""
+    for shrink in SHRINK:
+        trial = attempt(key, strength, shrink)
+        if trial.decides:
+            break
+    if not trial.defined:
+        msg = "verify: the outputs are not finite; choose parameters and inputs at which the function is defined."
+        raise ValueError(msg)
+    return trial
+
+
+def _trial(
+    run: Callable[..., Array],
+    sym: Symmetry,
+    start: tuple[PyTree, Any],
+    keys: Sequence[Array | None],
+    limits: _Limits,
+    move_inputs: bool,
+    key: Array,
+    strength: float,
+    shrink: float,
+) -> _Trial:
+    """Compare the outputs at one point: not moved; moved by all, by all after rounding, and by one factor after the other."""
+    noise_key, element_key = jax.random.split(key)
+    noise = _noise(noise_key, start)
+    shifted = jax.tree.map(lambda leaf, own: _shifted(leaf, own, strength * shrink), start, noise)
+    params, inputs = shifted[0], shifted[1] if move_inputs else start[1]
+    rounded = jax.tree.map(lambda leaf, own: _nudged(leaf, own, limits.eps), params, noise[0])
+    element = sym.sample(element_key, scale=_ELEMENT * max(shrink, SHRINK[-2]))
+    element, still = jax.tree.map(np.asarray, (element, sym.identity()))  # weak types would compile once more each
+    alone = [(*still[:i], part, *still[i + 1 :]) for i, part in enumerate(element)]
+    rows = [(element, params), (element, rounded), *((one, params) for one in alone)]
+    sums = [np.zeros(0)] * 3
+    for some in keys:
+        base = np.asarray(run(False, still, params, inputs, some), float)
+        changes = (np.asarray(run(True, *row, inputs, some), float) - base for row in rows)
+        with np.errstate(all="ignore"):
+            pairs = np.array([(change.sum(0), (change**2).sum(0)) for change in changes])
+            more = base.sum(0), pairs[:, 0], pairs[:, 1]
+        sums = [new if old.size == 0 else old + new for old, new in zip(sums, more, strict=True)]
+    base, change, square = sums
+    return _judged(base, change, square, sum(1 if some is None else len(some) for some in keys), limits)
+
+
+def _judged(base: np.ndarray, change: np.ndarray, square: np.ndarray, count: int, limits: _Limits) -> _Trial:
+    """From sums over so many keys: ``base [outputs]``, changes and their squares ``[all, rounded, *factors; outputs]``."""
+    base, change, square = base / count, change / count, square / count
+    with np.errstate(all="ignore"):
+        scale = max(1.0, np.abs(base).max())
+        variance = np.maximum(square - change**2, 0) / (count - 1) if count > 1 else np.zeros_like(square)
+        noise = limits.quantile * np.sqrt(variance) / scale
+        ratio = np.abs(change) / scale / np.maximum(limits.tolerance, noise)
+        rounding = np.abs(change[1] - change[0]).max() / scale
+    finite = np.isfinite(change) & np.isfinite(square)
+    ratio = np.where(finite, ratio, np.inf)
+    worst = ratio.argmax(axis=1, keepdims=True)
+    rows = [0, *range(2, len(ratio))]
+    ratio, noise = (np.take_along_axis(values, worst, axis=1)[rows, 0] for values in (ratio, noise))
+    defined = bool(np.isfinite(base).all())
+    return _Trial(ratio, noise, defined, defined and bool(finite.all()) and rounding <= limits.tolerance / 8)
+
+
+def _outputs(apply: Callable[..., Any], sym: Symmetry) -> Callable[..., Array]:
+    """All outputs in one vector, at the parameters moved or not, for every key: ``[keys, outputs]``; one row without keys."""
+
+    def outputs(moves: Array, element: PyTree, params: PyTree, inputs: Any, keys: Array | None) -> Array:
+        params = jax.tree.map(lambda a, b: jnp.where(moves, a, b), sym.act(element, params), params)
+
+        def flat(*inputs: Any) -> Array:
+            leaves = [jnp.ravel(leaf) for leaf in jax.tree.leaves(apply(params, *inputs))]
+            parts = [x for leaf in leaves for x in ((leaf.real, leaf.imag) if jnp.iscomplexobj(leaf) else (leaf,))]
+            return jnp.concatenate([part.astype(float) for part in parts])
+
+        return flat(*inputs)[None] if keys is None else jax.vmap(lambda key: flat(*inputs[:-1], key))(keys)
+
+    return outputs
+
+
+def _chunks(key: Array, num: int) -> list[Array]:
+    """At least ``num`` keys, so many at once as are mapped together."""
+    keys = jax.random.split(key, math.ceil(num / _CHUNK) * _CHUNK)
+    return [keys[start : start + _CHUNK] for start in range(0, len(keys), _CHUNK)]
+
+
+def _traced(
+    apply: Callable[..., Any], params: PyTree, inputs: Any, precision: Precision
+) -> tuple[ClosedJaxpr, PyTree, Precision]:
+    """The jaxpr, parameters and inputs in this precision, or in float32 where the function refuses float64."""
+    with jax.enable_x64(precision == "float64"):
+        start = wide((params, tuple(inputs)), precision)
+        try:
+            return jax.make_jaxpr(apply)(start[0], *start[1]), jax.tree.map(_on_host, start), precision
+        except TypeError:  # carries of a fixed type, for instance
+            if precision == "float32":
+                raise
+    return _traced(apply, params, inputs, "float32")
+
+
+def _on_host(leaf: Array) -> Any:
+    return np.asarray(leaf) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
+
+
+def _narrowed(closed: ClosedJaxpr) -> Iterator[str]:
+    """The floating types that an equation turns a finer one into, sub-jaxprs included."""
+    for equation in _equations(closed.jaxpr):
+        sources = [_eps(v.aval.dtype) for v in equation.invars if not isinstance(v, Constant)]
+        for variable in equation.outvars:
+            if any(0 < source < _eps(variable.aval.dtype) for source in sources):
+                yield variable.aval.dtype.name
+
+
+def _eps(dtype: Any) -> float:
+    return float(jnp.finfo(dtype).eps) if jnp.issubdtype(dtype, jnp.floating) else 0.0
+
+
+def _equations(jaxpr: Jaxpr) -> Iterator[Any]:
+    """All equations that compute something: those that call a sub-jaxpr stand for its own."""
+    for equation in jaxpr.eqns:
+        inner = [value for value in jax.tree.leaves(equation.params) if isinstance(value, ClosedJaxpr | Jaxpr)]
+        for value in inner:
+            yield from _equations(value.jaxpr if isinstance(value, ClosedJaxpr) else value)
+        if not inner:
+            yield equation
+
+
+def _check(params: PyTree, inputs: tuple[Any, ...], level: str, num: int, num_keys: int) -> None:
+    for name, leaf in paths.leaves({"params": params, "inputs": inputs}).items():
+        if isinstance(leaf, jax.ShapeDtypeStruct):
+            msg = f"verify: {name} is a shape without values, expected an array."
+            raise ValueError(msg)
+    if num < 1:
+        msg = f"num: got {num}, expected at least one trial."
+        raise ValueError(msg)
+    if level != "distribution":
+        return
+    if not inputs or not _is_key(inputs[-1]):
+        got = f"the last of {len(inputs)} inputs is not one" if inputs else "there is no input"
+        msg = (
+            f"level: got 'distribution', expected a key as the last input: {got}; pass jax.random.key(0), for instance."
+        )
+        raise ValueError(msg)
+    if num_keys < 100:
+        msg = f"num_keys: got {num_keys}, expected at least 100: the test takes their mean as normally distributed."
+        raise ValueError(msg)
+
+
+def _is_key(leaf: Any) -> bool:
+    """One key, typed or raw."""
+    dtype, shape = getattr(leaf, "dtype", None), getattr(leaf, "shape", None)
+    if dtype is None or shape is None:
+        return False
+    typed = jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key)
+    return shape == () if typed else dtype == np.uint32 and shape in ((2,), (4,))
+
+
+def _check_outputs(closed: ClosedJaxpr, level: str) -> None:
+    shapes = [aval.shape for aval in closed.out_avals]
+    if sum(map(math.prod, shapes)) == 0:
+        msg = "verify: apply returns nothing; expected at least one array."
+        raise ValueError(msg)
+    if level == "loss" and shapes != [()]:
+        msg = (
+            f"level: got 'loss' with outputs of shape {', '.join(map(str, shapes))}, expected one scalar: pass the loss in place"
+            " of apply, such as lambda params, x, y: jnp.mean((net.apply(params, x) - y) ** 2)."
+        )
+        raise ValueError(msg)

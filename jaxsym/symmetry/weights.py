@@ -89,13 +89,13 @@ def _even(value: Value) -> bool:
 class Weights:
     """Linear relations between weights; equal ones are merged at once, the rest is solved per index set."""
 
-    def __init__(self, shapes: Shapes, program: Program, *, sign: bool) -> None:
-        self.sign = sign
+    def __init__(self, shapes: Shapes, program: Program, *, sign: bool, small: float = 0.0) -> None:
+        self.sign, self.small = sign, small
         self._shapes = shapes
         self._parents: dict[Slot, Slot | None] = {}  # None: the weight is nought
         self._rows: list[Row] = []
         self._leaves: dict[tuple[Value, int], list[Atom]] = {}
-        for value in (*program.inputs, *program.outputs):
+        for value in (*program.inputs, *program.outputs, *program.still()):
             self.none(value)
 
     # the vocabulary of the rules
@@ -112,7 +112,7 @@ class Weights:
 
     def none(self, value: Value) -> None:
         """Nothing multiplies this value."""
-        if self._anything(value):
+        if self.anything(value):
             return
         self._nought((value, -1, 0))
         for axis in range(len(value.shape)):
@@ -125,7 +125,7 @@ class Weights:
         """
         if axes is None:
             axes = self._aligned(output, value)
-        if self._anything(value) or self._anything(output):
+        if self.anything(value) or self.anything(output):
             return
         self._merge((output, -1, 0), (value, -1, 0))
         for axis in range(len(output.shape)):
@@ -138,14 +138,14 @@ class Weights:
 
     def equal_in_order(self, value: Value, output: Value) -> None:
         """Equal weights, leaf by leaf in row-major order: a reshape."""
-        if self._anything(value):
+        if self.anything(value):
             return
         self._merge((value, -1, 0), (output, -1, 0))
         self._pairs(*([slot for axis in range(len(v.shape)) for slot in self.slots(v, axis)] for v in (value, output)))
 
     def equal_part(self, part: Value, whole: Value, ranges: Sequence[tuple[int, int]], passing: Sequence[bool]) -> None:
         """Equal weights where ``part`` is a block of ``whole``, given by the range of positions on each axis."""
-        if self._anything(part) or self._anything(whole):
+        if self.anything(part) or self.anything(whole):
             return
         self._merge((part, -1, 0), (whole, -1, 0))
         for axis, (start, stop) in enumerate(ranges):
@@ -160,7 +160,7 @@ class Weights:
 
     def combine(self, output: Value, operands: Sequence[tuple[Any, Value]]) -> None:
         """The output's weight is a combination of the operands' weights, axis by axis: products and powers."""
-        if any(self._anything(value) for _, value in operands):
+        if any(self.anything(value) for _, value in operands):
             return
         self._relate((output, -1, 0), [(power, (value, -1, 0)) for power, value in operands])
         for axis in range(len(output.shape)):
@@ -185,7 +185,7 @@ class Weights:
         other_free: Sequence[tuple[int, int]],
     ) -> None:
         """A product summed over some axes: weights cancel there, add up along batches, and pass along the rest."""
-        if self._anything(one) or self._anything(other):
+        if self.anything(one) or self.anything(other):
             return
         self._relate((output, -1, 0), [(1, (one, -1, 0)), (1, (other, -1, 0))])
         for i, j in contracted:
@@ -207,7 +207,7 @@ class Weights:
         groups: int,
     ) -> None:
         """A convolution: channels of a group are contracted, groups are a batch, positions carry no weight."""
-        if self._anything(value) or self._anything(kernel):
+        if self.anything(value) or self.anything(kernel):
             return
         self._relate((output, -1, 0), [(1, (value, -1, 0)), (1, (kernel, -1, 0))])
         for side, spec in ((value, lhs), (kernel, rhs), (output, out)):
@@ -278,7 +278,17 @@ class Weights:
         for slot in [(value, -1, 0), *(slot for axis in range(len(value.shape)) for slot in self.slots(value, axis))]:
             self._root(slot)
 
-    def _anything(self, value: Value) -> bool:
+    def negligible(self, value: Value) -> bool:
+        """A constant so small that, where it is added, it may be taken for zero."""
+        known = value.constant
+        return bool(
+            self.small
+            and known is not None
+            and np.issubdtype(known.dtype, np.floating)
+            and np.all(np.abs(known) <= self.small)
+        )
+
+    def anything(self, value: Value) -> bool:
         """Zero (and, for positive factors, infinity) times c is itself."""
         known = value.constant
         if known is None or known.size == 0 or known.dtype == bool:

@@ -138,7 +138,7 @@ def looped(p, x):
 
 PERMUTED_CELL = {("sign", 5, 1): 1, ("permutation", 5, 1): 1}
 BUILDERS = {
-    "identity": lambda: mlp("identity", ["general_linear"]),
+    "identity": lambda: mlp("identity", ["general_linear", "translation"]),
     **{
         name: lambda name=name: mlp(name, ["scaling", "permutation"])
         for name in ("relu", "leaky_relu", "prelu", "squared_relu")
@@ -156,6 +156,7 @@ BUILDERS = {
             ("sign", 4, 1): 1,
             ("permutation", 4, 1): 1,
             ("permutation", 5, 1): 1,
+            ("translation", 4, 1): 1,  # the running mean, taken up by the bias after it
         },
     ),
     "grouped": lambda: module(
@@ -172,7 +173,9 @@ BUILDERS = {
     ),
     "swiglu": lambda: module(SwiGLU(), X, {("scaling", 4, 1): 1, ("sign", 4, 1): 1, ("permutation", 4, 1): 1}),
     "residual": lambda: module(
-        Residual(), X, {("general_linear", 6, 1): 1, ("sign", 4, 1): 2, ("permutation", 4, 1): 2}
+        Residual(),
+        X,
+        {("translation", 6, 1): 3, ("general_linear", 6, 1): 1, ("sign", 4, 1): 2, ("permutation", 4, 1): 2},
     ),
     "rnn": lambda: module(Recurrent(nn.SimpleCell), SEQUENCE, PERMUTED_CELL),
     "gru": lambda: module(Recurrent(nn.GRUCell), SEQUENCE, PERMUTED_CELL),
@@ -181,7 +184,7 @@ BUILDERS = {
     "attention": lambda: module(
         nn.MultiHeadDotProductAttention(num_heads=2, qkv_features=4),
         SEQUENCE,
-        {("general_linear", 2, 2): 2, ("permutation", 2, 1): 1},
+        {("translation", 2, 2): 2, ("general_linear", 2, 2): 2, ("permutation", 2, 1): 1},
     ),
     "fused attention": lambda: Network(
         fused_attention,
@@ -211,7 +214,7 @@ BUILDERS = {
         experts,
         {"gate": normal(3, 2), "a": normal(2, 3, 4), "b": normal(2, 4), "c": normal(2, 4, 5)},
         (X,),
-        {("scaling", 4, 2): 1, ("permutation", 4, 2): 1, ("permutation", 2, 1): 1},
+        {("translation", 3, 1): 1, ("scaling", 4, 2): 1, ("permutation", 4, 2): 1, ("permutation", 2, 1): 1},
     ),
     "stacked layers": lambda: Network(
         stacked,

@@ -40,7 +40,9 @@ def test_order_and_dim_follow_from_the_factors(found):
     for (kind, size, copies), times in network.factors.items():
         order *= {"permutation": math.factorial(size), "sign": 2**size}.get(kind, 1) ** (copies * times)
         dim += (
-            {"scaling": size, "general_linear": size**2, "orthogonal": size * (size - 1) // 2}.get(kind, 0)
+            {"scaling": size, "translation": size, "general_linear": size**2, "orthogonal": size * (size - 1) // 2}.get(
+                kind, 0
+            )
             * copies
             * times
         )

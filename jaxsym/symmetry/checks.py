@@ -1,0 +1,150 @@
+"""What discovery refuses before it starts: each error names the leaf, what was got, what was expected and what to do."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import PyTree
+
+from jaxsym import tree
+
+_SHOWN = 8  # leaves in a message
+_LENGTH = 400  # characters of somebody else's message
+
+
+def checked(apply: Callable[..., Any], params: PyTree, inputs: tuple[Any, ...]) -> tuple[str, ...]:
+    """Refuse what no group can be found for, and name the leaves that no group moves.
+
+    ``None`` is a pytree without leaves, as in a partitioned Equinox model: it is named only where ``apply`` fails.
+
+    Parameters
+    ----------
+    apply, params, inputs
+        As for :func:`jaxsym.discover`.
+
+    Returns
+    -------
+    tuple of str
+        The paths of the parameters that are no floating numbers: integers, booleans and keys.
+
+    Raises
+    ------
+    TypeError
+        If ``apply`` is not callable, or a leaf is not an array.
+    ValueError
+        If a parameter is complex or not finite, ``apply`` fails on the parameters and inputs or returns nothing, or its outputs
+        are not finite on the arrays given.
+
+    Examples
+    --------
+    >>> checked(lambda params, x: params["w"] * x, {"w": jnp.ones(3), "step": 0}, (jnp.ones(3),))
+    ('step',)
+    """
+    if not callable(apply):
+        msg = f"discover: apply is {_kind(apply)}, expected a function apply(params, *inputs){_hint(apply)}."
+        raise TypeError(msg)
+    leaves, others = tree.leaves(params), {f"inputs/{path}": leaf for path, leaf in tree.leaves(inputs).items()}
+    for path, leaf in (leaves | others).items():
+        _check_array(path, leaf)
+    for path, leaf in leaves.items():
+        _check_numbers(path, leaf)
+    _check_outputs(apply, params, inputs)
+    return tuple(path for path, leaf in leaves.items() if not jnp.issubdtype(_dtype(leaf), jnp.floating))
+
+
+def _check_array(path: str, leaf: Any) -> None:
+    dtype = _dtype(leaf)
+    if dtype is None or getattr(dtype, "kind", "") in tuple("OUSMm"):  # keys have no kind
+        msg = f"discover: {path} is {_kind(leaf)}, expected an array or a jax.ShapeDtypeStruct; close over what is no number."
+        raise TypeError(msg)
+
+
+def _check_numbers(path: str, leaf: Any) -> None:
+    """Complex parameters, NaN and infinity."""
+    dtype = _dtype(leaf)
+    if jnp.issubdtype(dtype, jnp.complexfloating):
+        msg = (
+            f"discover: {path} is {_described(leaf)}, expected real numbers; complex parameters are not supported:"
+            " pass real and imaginary part as two leaves."
+        )
+        raise ValueError(msg)
+    if isinstance(leaf, jax.ShapeDtypeStruct) or not jnp.issubdtype(dtype, jnp.floating):
+        return
+    wrong = int(np.sum(~np.isfinite(np.asarray(leaf))))
+    if wrong:
+        msg = (
+            f"discover: {path} ({_described(leaf)}) has {wrong} entries that are NaN or infinite, expected finite numbers;"
+            " look for the step at which training diverged, or initialise it again."
+        )
+        raise ValueError(msg)
+
+
+def _check_outputs(apply: Callable[..., Any], params: PyTree, inputs: tuple[Any, ...]) -> None:
+    """By shapes, then on the arrays if there are values."""
+    try:
+        outputs = jax.eval_shape(apply, params, *inputs)
+    except Exception as error:
+        raise ValueError(_failure(error, apply, params, inputs)) from error
+    if not sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(outputs)):
+        msg = "discover: apply returns nothing; expected at least one array as output."
+        raise ValueError(msg)
+    if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves((params, inputs))):
+        return
+    for path, leaf in tree.leaves(jax.jit(apply)(params, *inputs)).items():
+        if jnp.issubdtype(leaf.dtype, jnp.inexact) and not jnp.isfinite(leaf).all():
+            name = f"output {path}" if path else "output"
+            msg = (
+                f"discover: the {name} of apply is not finite on these parameters and inputs, expected finite numbers;"
+                " choose some at which the function is defined."
+            )
+            raise ValueError(msg)
+
+
+def _failure(error: Exception, apply: Any, params: PyTree, inputs: tuple[Any, ...]) -> str:
+    said = " ".join(str(error).split())
+    said = said if len(said) <= _LENGTH else f"{said[:_LENGTH]}..."
+    nothing = [path for path, leaf in _leaves_and_none(params).items() if leaf is None]
+    missing = f" None stands in place of {_listed(nothing)}." if nothing else ""
+    shapes = [f"{path} {_described(leaf)}" for path, leaf in tree.leaves(params).items()]
+    given = [_described(leaf) for leaf in jax.tree.leaves(inputs)]
+    return (
+        f"discover: apply(params, *inputs) fails: {type(error).__name__}: {said} It was given params: {_listed(shapes)};"
+        f" inputs: {_listed(given)}.{missing} Pass parameters and inputs that fit this function{_hint(apply)}."
+    )
+
+
+def _leaves_and_none(params: PyTree) -> dict[str, Any]:
+    pairs = jax.tree_util.tree_leaves_with_path(params, is_leaf=lambda leaf: leaf is None)
+    return {tree.name(path): leaf for path, leaf in pairs}
+
+
+def _listed(names: list[str]) -> str:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return (", ".join(names[:_SHOWN]) or "none") + more
+
+
+def _hint(apply: Any) -> str:
+    return "; of a module pass its .apply" if hasattr(apply, "apply") else ""
+
+
+def _dtype(leaf: Any) -> Any:
+    """NumPy's or JAX's dtype; None of what is no array."""
+    if isinstance(leaf, bool | int | float | complex):
+        return np.asarray(leaf).dtype
+    return leaf.dtype if hasattr(leaf, "shape") and hasattr(leaf, "dtype") else None
+
+
+def _described(leaf: Any) -> str:
+    """A leaf as ``float32[3,4]``."""
+    return f"{_dtype(leaf)}[{','.join(map(str, np.shape(leaf)))}]"
+
+
+def _kind(thing: Any) -> str:
+    if isinstance(thing, str):
+        return f"the text {thing!r}"
+    if isinstance(thing, np.ndarray):
+        return f"an array of dtype {thing.dtype}"
+    return f"of type {type(thing).__name__}"

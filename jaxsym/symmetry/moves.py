@@ -1,0 +1,228 @@
+"""Translations as actions: the symbolic shift of every leaf, evaluated at given parameters."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from jaxsym.symmetry.shifts import Centre, Core, Cut, Einsum, Map, Put, Reshape, Shift, Variable, groups
+from jaxsym.symmetry.trace import Equation, Value
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Translation:
+    """What one translation does to every leaf that it moves."""
+
+    variable: Variable
+    moves: tuple[tuple[str, Shift], ...]
+    """Path -> shift."""
+    equations: tuple[Equation, ...]
+    """What computes the coefficients from the parameters, in order."""
+    leaves: tuple[tuple[Value, str], ...]
+    """The parameters that the coefficients depend on."""
+    frame: tuple["Translation", ...] = ()
+    """Translations whose coefficients this one changes; it acts where their coordinates are 0, so that it commutes with them."""
+
+    def act(self, part: Array, params: Mapping[str, Array]) -> dict[str, Array]:
+        """The leaves that move, moved by ``part`` (the shape of the variable's core)."""
+        now = dict(params)
+        own = [other._chart(now) for other in self.frame]
+        for other, coordinate in zip(self.frame, own, strict=True):
+            now |= other.act(-coordinate, now)
+        now |= self._shifted(part, now)
+        for other, coordinate in zip(reversed(self.frame), reversed(own), strict=True):
+            now |= other.act(coordinate, now)
+        return now
+
+    def _coefficients(self, params: Mapping[str, Array]) -> Callable[[Value], Array]:
+        known: dict[Value, Array] = {value: params[path] for value, path in self.leaves}
+        for equation in self.equations:
+            known[equation.outputs[0]] = _run(equation, [_read(known, value) for value in equation.inputs])
+        return functools.partial(_read, known)
+
+    def _chart(self, params: Mapping[str, Array]) -> Array:
+        """A coordinate of the parameters that this translation moves by exactly its ``part``."""
+        variable = self.variable
+        leaf = params[variable.leaf.path]
+        if variable.along is not None:
+            (axis,) = (i for i in variable.constant if leaf.shape[i] != 1)
+            vector = self._coefficients(params)(variable.along)
+            leaf = leaf / vector.reshape([-1 if i == axis else 1 for i in range(leaf.ndim)])
+        if variable.unit is not None:
+            leaf = leaf / self._coefficients(params)(variable.unit)
+        blocks = {axis: slice(start, stop) for axis, start, stop in variable.block}
+        window = tuple(blocks.get(i, slice(None)) for i in range(leaf.ndim))
+        return jnp.mean(leaf[window], axis=tuple(variable.constant))
+
+    def _shifted(self, part: Array, params: Mapping[str, Array]) -> dict[str, Array]:
+        read = self._coefficients(params)
+        moved = {}
+        for path, shift in self.moves:
+            leaf = params[path]
+            total = leaf
+            for (core, place), coefficient in shift.items():
+                change = _evaluate(core, part.reshape(self.variable.shape), read)
+                total = total + (coefficient * _on(change, place)).astype(leaf.dtype)
+            moved[path] = total
+        return moved
+
+    @property
+    def gain(self) -> str | None:
+        """The leaf of gains whose reciprocal is the vector that this is a multiple of."""
+        return dict(self.leaves).get(self._gain) if self.variable.along is not None else None
+
+    @property
+    def _gain(self) -> Value:
+        return next(e for e in self.equations if self.variable.along in e.outputs).inputs[0]
+
+    @property
+    def unit(self) -> str | None:
+        """The leaf of gains that this is measured in."""
+        return dict(self.leaves).get(self.variable.unit) if self.variable.unit is not None else None
+
+    def carried(self, part: Array, move: Callable[[Array, frozenset[int]], Array]) -> Array:
+        """``part`` after the other factors' action ``move(tensor, constant axes)`` on its own leaf."""
+        variable = self.variable
+        rank, kept = len(variable.leaf.shape), variable.kept
+        place = tuple(kept.index(i) if i in kept else None for i in range(rank))
+        tensor = _on(part.reshape(variable.shape), place)
+        blocks = {axis: (start, stop) for axis, start, stop in variable.block}
+        margins = [
+            (start, variable.leaf.shape[i] - stop)
+            for i in range(rank)
+            for start, stop in [blocks.get(i, (0, variable.leaf.shape[i]))]
+        ]
+        tensor = move(jnp.pad(tensor, margins) if blocks else tensor, variable.constant)
+        window = tuple(slice(*blocks[i]) if i in blocks else slice(None) for i in range(rank))
+        return tensor[window].reshape(part.shape)
+
+
+def translation(
+    variable: Variable, moves: Mapping[Value, Shift], program: Iterable[Equation], parameters: Mapping[str, Value]
+) -> Translation:
+    """Collect what is needed to act with one variable."""
+    needed: set[Value] = set()
+    for shift in moves.values():
+        for core, _ in shift:
+            current: Core | None = core
+            while current is not None:
+                if isinstance(current.op, Einsum) and current.op.coefficient is not None and current.multiplied:
+                    needed.add(current.op.coefficient)
+                current = current.child
+    equations = []
+    for equation in reversed(list(program)):
+        if needed.intersection(equation.outputs) and equation.outputs[0].origin == "equation":
+            needed.update(equation.inputs)
+            equations.append(equation)
+    leaves = tuple((value, path) for path, value in parameters.items() if value in needed)
+    paths = {value: path for path, value in parameters.items()}
+    ordered = sorted(moves, key=lambda value: value is not variable.leaf)
+    return Translation(variable, tuple((paths[v], moves[v]) for v in ordered), tuple(reversed(equations)), leaves)
+
+
+def commuting(found: Sequence[Translation]) -> list[Translation]:
+    """The translations in frames in which they commute."""
+    framed: list[Translation] = []
+    for one in found:
+        frame = tuple(other for other in framed if _clash(one, other))
+        framed.append(dataclasses.replace(one, frame=frame))
+    return framed
+
+
+def _clash(one: Translation, other: Translation) -> bool:
+    """Whether one moves what the other's coefficients depend on."""
+    moved = [{path for path, _ in side.moves} for side in (one, other)]
+    read = [{path for _, path in side.leaves} for side in (one, other)]
+    return bool(moved[0] & read[1] or moved[1] & read[0])
+
+
+def _read(known: Mapping[Value, Array], value: Value) -> Array:
+    return jnp.asarray(value.constant) if value.constant is not None else known[value]
+
+
+def _run(equation: Equation, inputs: list[Array]) -> Array:
+    """One equation in the precision of its operands, whatever precision it was traced in."""
+    floating = [x.dtype for x in inputs if jnp.issubdtype(x.dtype, jnp.floating)]
+    if (
+        equation.primitive == "convert_element_type"
+        and floating
+        and jnp.issubdtype(equation.outputs[0].dtype, jnp.floating)
+    ):
+        return inputs[0]
+    if floating:
+        widest = jnp.result_type(*floating)
+        inputs = [x.astype(widest) if jnp.issubdtype(x.dtype, jnp.floating) else x for x in inputs]
+    if equation.primitive == "dot_general":
+        left, right = inputs
+        return jax.lax.dot_general(left, right, equation.params["dimension_numbers"], precision="highest")
+    assert equation.bind is not None
+    result = equation.bind(*inputs)
+    return result[0] if isinstance(result, list | tuple) else result
+
+
+def _on(array: Array, place: Map) -> Array:
+    """A core on the axes of its value; size 1 where it is constant."""
+    order = [c for c in place if c is not None]
+    sizes = [1 if c is None else array.shape[c] for c in place]
+    return jnp.transpose(array, order).reshape(sizes)
+
+
+def _off(array: Array, outer: Map) -> Array:
+    """The core of a tensor that is constant (and of size 1) along the other axes."""
+    order = [i for i, c in enumerate(outer) if c is not None]
+    kept = array.reshape([array.shape[i] for i in order])
+    return jnp.transpose(kept, [[outer[i] for i in order].index(c) for c in range(len(order))])
+
+
+def _evaluate(core: Core, part: Array, read: Callable[[Value], Array]) -> Array:
+    if core.bare:
+        return part
+    assert core.child is not None
+    child, op = _evaluate(core.child, part, read), core.op
+    if isinstance(op, Einsum):
+        return _einsum(op, core, child, read)
+    tensor = _on(child, core.child_map)
+    if isinstance(op, Reshape):
+        tensor = _reshape(op, tensor, core.child_map)
+    elif isinstance(op, Put):
+        shape = tuple(op.before if i == op.axis else size for i, size in enumerate(tensor.shape))
+        margins = [(op.start, op.after - op.start - op.before) if i == op.axis else (0, 0) for i in range(op.rank)]
+        tensor = jnp.pad(jnp.broadcast_to(tensor, shape), margins)
+    elif isinstance(op, Cut):
+        tensor = jax.lax.slice_in_dim(tensor, op.start, op.stop, axis=op.axis)
+    elif isinstance(op, Centre):
+        tensor = tensor - jnp.mean(tensor, op.axes, keepdims=True)
+    return _off(tensor, core.out_map)
+
+
+def _einsum(op: Einsum, core: Core, child: Array, read: Callable[[Value], Array]) -> Array:
+    label_of = {c: label for c, label in zip(core.child_map, op.inputs, strict=True) if c is not None}
+    operands: list[Any] = [child, [label_of[c] for c in range(child.ndim)]]
+    present = set(operands[1])
+    if op.coefficient is not None and core.multiplied:
+        factor = read(op.coefficient)
+        labels = [label for label in op.labels if label is not None]
+        factor = factor.reshape(
+            [size for size, label in zip(factor.shape, op.labels, strict=True) if label is not None]
+        )
+        operands += [1 / factor if op.reciprocal else factor, labels]
+        present.update(labels)
+    shown = [label for label, c in zip(op.outputs, core.out_map, strict=True) if c is not None]
+    result = jnp.einsum(*operands, [label for label in shown if label in present], precision="highest")
+    order = [c for c in core.out_map if c is not None]
+    return jnp.transpose(result, [order.index(c) for c in range(len(order))])
+
+
+def _reshape(op: Reshape, tensor: Array, place: Map) -> Array:
+    full, after = list(tensor.shape), [1] * len(op.after)
+    for before, target in groups(op.before, op.after):
+        if any(place[i] is not None for i in before):
+            for i in before:
+                full[i] = op.before[i]
+            for j in target:
+                after[j] = op.after[j]
+    return jnp.broadcast_to(tensor, full).reshape(after)

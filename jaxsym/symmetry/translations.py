@@ -1,0 +1,247 @@
+"""Which translations of parameters leave the outputs alone: shifts are followed forward, and must vanish at whatever is not linear.
+
+Every leaf may be translated, freely or constant along some axes. The shifts that arrive at a nonlinearity, or at an output, must cancel: a leaf
+that is added there takes up what else arrives (a value bias is taken up by the output bias), a mean or a maximum that is subtracted removes what is
+constant along its axis, and whatever is left must be 0, which pins its variable. Linear algebra over exact symbols (:mod:`~jaxsym.symmetry.shifts`).
+"""
+
+import itertools
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+import numpy as np
+
+from jaxsym.symmetry.atoms import Atom, terms
+from jaxsym.symmetry.facts import known
+from jaxsym.symmetry.rules import dot_axes
+from jaxsym.symmetry.shifts import Algebra, Core, Map, Shift, Variable, covers, patterns
+from jaxsym.symmetry.trace import Equation, Program, Value
+from jaxsym.symmetry.weights import Shapes
+
+
+class Search:
+    """One pass over the program with all variables at once; :attr:`moves` says what each surviving one does."""
+
+    def __init__(self, program: Program, shapes: Shapes, rules: Mapping[str, "ShiftRule"]) -> None:
+        self.program, self.shapes, self.rules, self.known = program, shapes, rules, known(program)
+        self.algebra = Algebra(self.known.parametric, self.known.facts)
+        self.dead: set[Variable] = set()
+        self.solved: dict[Variable, list[tuple[float, Core, Map]]] = {}
+        self.shifts: dict[Value, Shift] = {}
+        self.products: list[tuple[Shift, Shift]] = []
+        self.variables: dict[Value, list[Variable]] = {}
+        still = program.still()
+        for leaf in program.parameters.values():
+            if leaf not in still:
+                self._enter(leaf)
+        for equation in program.equations:
+            self._visit(equation)
+        for output in program.outputs:
+            self.vanish(self.shift(output))
+        self._prune()
+
+    # the variables
+
+    def _enter(self, leaf: Value) -> None:
+        if (unit := self.known.scaled.get(leaf)) is not None:
+            self._translate(leaf, [Variable(leaf, frozenset(), unit=unit)])
+            return
+        blocks = [_spans(axis) for axis in self.shapes.axes(leaf)]
+        own = []
+        for choice in itertools.product(*blocks):
+            block = tuple((i, *span) for i, span in enumerate(choice) if span != (0, leaf.shape[i]))
+            cut = {axis for axis, _, _ in block}
+            own += [Variable(leaf, s, None, tuple(b for b in block)) for s in patterns(leaf.shape) if not cut & s]
+            own += [
+                Variable(leaf, frozenset({axis}) | {i for i, n in enumerate(leaf.shape) if n == 1}, vector, block)
+                for axis, vector in self._readers(leaf)
+                if axis not in cut
+            ]
+        own += [Variable(leaf, s) for s in patterns(leaf.shape) if any(len(blocks[i]) > 1 for i in s)]
+        self._translate(leaf, own)
+
+    def _translate(self, leaf: Value, own: list[Variable]) -> None:
+        self.variables[leaf] = own
+        self.shifts[leaf] = {self.algebra.own(variable): 1.0 for variable in own}
+
+    def _readers(self, leaf: Value) -> Iterable[tuple[int, Value]]:
+        """Contractions of this leaf with a value whose inner product with some vector is known."""
+        seen = set()
+        for equation in self.program.equations:
+            if equation.primitive != "dot_general" or leaf not in equation.inputs:
+                continue
+            contracted, _, _, _ = dot_axes(equation)
+            own = equation.inputs.index(leaf)
+            for pair in contracted:
+                fact = self.known.facts.get(equation.inputs[1 - own], {}).get(pair[1 - own])
+                if fact is not None and fact.along is not None and (pair[own], fact.along) not in seen:
+                    seen.add((pair[own], fact.along))
+                    yield pair[own], fact.along
+
+    # shifts that must vanish
+
+    def shift(self, value: Value) -> Shift:
+        """The shift of a value in the variables that are still free."""
+        known = self.shifts.get(value)
+        if not known:
+            return {}
+        if any(core.variable in self.dead or core.variable in self.solved for core, _ in known):
+            known = self._resolve(known)
+            self.shifts[value] = known
+        return known
+
+    def _resolve(self, shift: Shift) -> Shift:
+        result: Shift = {}
+        for (core, place), coefficient in shift.items():
+            for factor, inner, where in self._free(core, place):
+                _add(result, inner, where, coefficient * factor)
+        return _clean(result)
+
+    def _free(self, core: Core, place: Map) -> list[tuple[float, Core, Map]]:
+        """A term with solved variables replaced."""
+        variable = core.variable
+        if variable in self.dead:
+            return []
+        if variable not in self.solved:
+            return [(1.0, core, place)]
+        if core.bare:
+            return [
+                (factor * again, deeper, where)
+                for factor, inner, inside in self.solved[variable]
+                for again, deeper, where in self._free(inner, tuple(None if c is None else inside[c] for c in place))
+            ]
+        result = []
+        assert core.child is not None
+        for factor, inner, inside in self._free(core.child, core.child_map):
+            term = self.algebra.apply(core.op, inner, inside)
+            if term is not None:
+                by_axis = {c: term[2][position] for position, c in enumerate(core.out_map) if c is not None}
+                result.append((factor * term[0], term[1], tuple(None if c is None else by_axis[c] for c in place)))
+        return result
+
+    def vanish(self, shift: Shift) -> None:
+        """Make a shift 0: solve for a variable that stands there alone, or pin what cannot cancel."""
+        whole = shift = self._resolve(shift)
+        shift = dict(shift)
+        plain = {term: c for term, c in shift.items() if term[0].parametric}
+        pivots = sorted((t for t in plain if t[0].bare), key=lambda t: -sum(c is not None for c in t[1]))
+        for core, place in pivots:
+            if (core, place) not in shift:
+                continue
+            rest = {t: c for t, c in plain.items() if t in shift and t != (core, place) and covers(place, t[1])}
+            own = [t for t in rest if t[0].bare and t[0].variable.leaf is core.variable.leaf]
+            for term in own:  # the same leaf's translation, only less free
+                self.dead.add(term[0].variable)
+                del rest[term], shift[term]
+            if not rest or any(t[0].variable is core.variable for t in plain if t != (core, place)):
+                continue
+            coefficient = plain[core, place]
+            axis = {c: i for i, c in enumerate(place) if c is not None}
+            self.solved[core.variable] = [
+                (-c / coefficient, other, tuple(where[axis[k]] for k in range(len(core.shape))))
+                for (other, where), c in rest.items()
+            ]
+            for term in (*rest, (core, place)):
+                del shift[term]
+            break
+        groups: dict[object, Shift] = defaultdict(dict)
+        for (core, place), c in shift.items():
+            if core.bare:
+                self.dead.add(core.variable)
+            else:
+                where = tuple(None if k is None else core.out_map.index(k) for k in place)
+                groups[core.op, where][core, place] = c
+        for group in groups.values():
+            before: Shift = {}
+            for (core, _), c in group.items():
+                assert core.child is not None
+                _add(before, core.child, core.child_map, c)
+            self.vanish(_clean(before))
+        self.dead |= {core.variable for core, _ in self._resolve(whole)}
+
+    def block(self, *values: Value) -> None:
+        """No shift passes these values."""
+        for value in values:
+            self.vanish(self.shift(value))
+
+    # equations
+
+    def _visit(self, equation: Equation) -> None:
+        if not any(self.shift(value) for value in equation.inputs):
+            return
+        rule = self.rules.get(equation.primitive)
+        if rule is None or not equation.bind:
+            self.block(*equation.inputs)
+        else:
+            rule(self, equation)
+
+    def put(self, output: Value, parts: Iterable[tuple[float, Core, Map]]) -> None:
+        """State the shift of a result."""
+        total: Shift = {}
+        for coefficient, core, place in parts:
+            _add(total, core, place, coefficient)
+        total = _clean(total)
+        if total:
+            self.shifts[output] = total
+
+    def through(self, op: object, value: Value, factor: float = 1.0) -> list[tuple[float, Core, Map]]:
+        """The shift of a value after a linear operation."""
+        parts = []
+        for (core, place), coefficient in self.shift(value).items():
+            term = self.algebra.apply(op, core, place)
+            if term is not None:
+                parts.append((factor * coefficient * term[0], term[1], term[2]))
+        return parts
+
+    def split(self, value: Value, axes: Sequence[int]) -> None:
+        """Only shifts that are constant along some axes may stay."""
+        varying = {t: c for t, c in self.shift(value).items() if any(t[1][axis] is not None for axis in axes)}
+        self.vanish(varying)
+
+    # the end
+
+    def _prune(self) -> None:
+        for own in self.variables.values():
+            for variable in own:
+                finer = (
+                    v
+                    for v in own
+                    if v.along is None
+                    and v.block in ((), variable.block)
+                    and v.constant < variable.constant
+                    and v not in self.dead
+                    and v not in self.solved
+                )
+                if variable.along is None and any(finer):
+                    self.dead.add(variable)
+        for one, other in self.products:
+            left, right = ({core.variable for core, _ in self._resolve(side)} for side in (one, other))
+            self.dead |= left & right
+
+    def moves(self) -> list[tuple[Variable, dict[Value, Shift]]]:
+        """Every free variable, with the shift that it gives to every leaf."""
+        found: dict[Variable, dict[Value, Shift]] = defaultdict(lambda: defaultdict(dict))
+        for leaf, own in self.variables.items():
+            total: Shift = {self.algebra.own(variable): 1.0 for variable in own}
+            for (core, place), coefficient in self._resolve(total).items():
+                found[core.variable][leaf][core, place] = coefficient
+        order = [variable for own in self.variables.values() for variable in own]
+        return [(variable, dict(found[variable])) for variable in order if variable in found]
+
+
+def _spans(axis: Atom) -> list[tuple[int, int]]:
+    """The blocks of a leaf's axis that the program takes apart."""
+    ends = [0, *(int(end) for end in np.cumsum([term.root().size for term in terms(axis)]))]
+    return list(itertools.pairwise(ends))
+
+
+def _add(shift: Shift, core: Core, place: Map, coefficient: float) -> None:
+    shift[core, place] = shift.get((core, place), 0.0) + coefficient
+
+
+def _clean(shift: Shift) -> Shift:
+    return {term: c for term, c in shift.items() if abs(c) > 1e-9}
+
+
+ShiftRule = Callable[[Search, Equation], None]
+"""States the shift of an equation's results, or blocks what may not pass."""
