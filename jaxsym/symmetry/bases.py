@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 
 from jaxsym.symmetry.atoms import Atom, factors, leaves
 from jaxsym.symmetry.facts import known
-from jaxsym.symmetry.rules import CATALOGUE, dot_axes
+from jaxsym.symmetry.layout import dot_axes
+from jaxsym.symmetry.rules import CATALOGUE
 from jaxsym.symmetry.trace import Equation, Program, Value
 from jaxsym.symmetry.weights import Shapes
 

@@ -1,9 +1,8 @@
 """The symmetry group of a JAX function, read from its jaxpr: trace, tie, weigh, solve, verify."""
 
 import dataclasses
-import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -11,19 +10,16 @@ import numpy as np
 from jaxtyping import PyTree
 
 from jaxsym import tree
+from jaxsym.symmetry.affine import affine
 from jaxsym.symmetry.checks import checked
-from jaxsym.symmetry.factors import Factor, Slot
+from jaxsym.symmetry.factors import Factor
 from jaxsym.symmetry.group import Approximate, Symmetry
 from jaxsym.symmetry.idioms import centre_variances, drop_unused
-from jaxsym.symmetry.moves import commuting, translation
-from jaxsym.symmetry.rules import CATALOGUE, unknown
-from jaxsym.symmetry.shift_rules import CATALOGUE as CATALOGUE_OF_SHIFTS
-from jaxsym.symmetry.shifts import Shift, Variable
-from jaxsym.symmetry.solve import solve
+from jaxsym.symmetry.rules import CATALOGUE, unknown, weigh
+from jaxsym.symmetry.solve import Solver
 from jaxsym.symmetry.trace import Program, trace
-from jaxsym.symmetry.translations import Search
 from jaxsym.symmetry.verify import verify
-from jaxsym.symmetry.weights import Shapes, Weights
+from jaxsym.symmetry.weights import Shapes
 
 EPSILON = 1e-3
 """A constant up to this size that is added is taken for the epsilon of a norm."""
@@ -72,15 +68,20 @@ def discover(apply: Callable[..., Any], params: PyTree, *inputs: Any) -> Symmetr
     centre_variances(program)
     drop_unused(program)
     shapes = _tie(program)
-    scalings, signs = (_weigh(program, shapes, sign=sign) for sign in (False, True))
-    relaxed = _weigh(program, shapes, sign=False, small=EPSILON) if _small(program) else None
-    solved = solve(program, shapes, scalings, signs, relaxed)
+    scalings, signs = (weigh(program, shapes, sign=sign) for sign in (False, True))
+    solver = Solver(program, shapes, scalings, signs)
+    factors, pinned = solver.result()
+    relaxed = weigh(program, shapes, sign=False, small=EPSILON) if _small(program) else None
+    approximate = [] if relaxed is None else [factor for _, _, factor in solver.further(relaxed, "scaling")]
     sizes = {path: value.shape for path, value in program.parameters.items()}
-    sym = Symmetry((*translations(program, shapes), *solved.factors), solved.pinned, sizes)
+    factors = affine(program, shapes, solver) + factors
+    moved = {(slot.path, slot.axis) for factor in factors for slot in factor.slots}
+    pinned = tuple(pin for pin in pinned if (pin.path, pin.axis) not in moved)
+    sym = Symmetry(factors, pinned, sizes)
     if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in tree.leaves((params, inputs)).values()):
-        unmeasured = tuple(Approximate(factor, None) for factor in solved.approximate)
+        unmeasured = tuple(Approximate(factor, None) for factor in approximate)
         return dataclasses.replace(sym, approximate=unmeasured)
-    return _verified(apply, sym, solved.approximate, params, inputs)
+    return _verified(apply, sym, tuple(approximate), params, inputs)
 
 
 def _verified(
@@ -121,27 +122,6 @@ def _small(program: Program) -> bool:
     )
 
 
-def translations(program: Program, shapes: Shapes) -> Iterator[Factor]:
-    """The translations, as factors."""
-    search = Search(program, shapes, CATALOGUE_OF_SHIFTS)
-    equations = [*search.known.derived.values(), *program.equations]
-    found = [translation(variable, moves, equations, program.parameters) for variable, moves in search.moves()]
-    for whole in commuting(sorted(found, key=lambda one: len(one.variable.constant))):
-        variable = whole.variable
-        shape = variable.shape or (1,)
-        slots = tuple(_translated(path, program.parameters[path].shape, variable, shift) for path, shift in whole.moves)
-        yield Factor("translation", shape[-1], math.prod(shape[:-1]), slots, shape, (), whole)
-
-
-def _translated(path: str, shape: tuple[int, ...], variable: Variable, shift: Shift) -> Slot:
-    """Where a translation sits in a leaf, and its coefficient."""
-    (_, place), coefficient = next(iter(shift.items()))
-    axis = max((i for i, c in enumerate(place) if c is not None), default=0)
-    blocks = {a: (start, stop) for a, start, stop in variable.block} if path == variable.leaf.path else {}
-    span = blocks.get(axis, (0, shape[axis] if shape else 1))
-    return Slot(tuple(path.split("/")), axis, span, coefficient, (), np.zeros(0, int))
-
-
 def _tie(program: Program) -> Shapes:
     """Walk the equations once and tie their axes."""
     shapes = Shapes(program)
@@ -160,10 +140,3 @@ def _tie(program: Program) -> Shapes:
     for output in program.outputs:
         shapes.pin(output, "an output")
     return shapes
-
-
-def _weigh(program: Program, shapes: Shapes, *, sign: bool, small: float = 0.0) -> Weights:
-    weights = Weights(shapes, program, sign=sign, small=small)
-    for equation in program.equations:
-        CATALOGUE.get(equation.primitive, unknown(equation.primitive)).weigh(weights, equation)
-    return weights

@@ -45,7 +45,12 @@ class Factor(NamedTuple):
     classes: tuple[int, ...]
     """Which index set each axis of ``shape`` is; factors that share one act on each other's elements."""
     whole: Any = None
-    """Of a translation, and of a user's own action: what acts on several leaves at once."""
+    """What acts on several leaves at once: a translation, the shift that a sign leaves, or a user's own action."""
+
+    @property
+    def units(self) -> tuple[Slot, ...]:
+        """The slots that the kind acts on unit by unit; the others are moved by ``whole``."""
+        return tuple(slot for slot in self.slots if slot.axes or slot.where.size)
 
 
 class Kind(NamedTuple):
@@ -64,6 +69,8 @@ class Kind(NamedTuple):
     """Number of elements of a finite kind, 1 for a continuous one."""
     exp: Callable[[Float[Array, "*copies dim"], int], Array] | None
     """The element of given coordinates; None for a finite kind."""
+    shift: Callable[[Array], Array] | None = None
+    """How far an element translates along ``Factor.whole``; None where it never does."""
 
 
 def _permutation_identity(factor: Factor) -> Array:
@@ -125,6 +132,7 @@ CATALOGUE: dict[str, Kind] = {
         dim=lambda size: 0,
         order=lambda size: 2**size,
         exp=None,
+        shift=lambda g: (1 - g) / 2,
     ),
     "scaling": Kind(
         identity=lambda factor: jnp.zeros(factor.shape),
@@ -137,6 +145,28 @@ CATALOGUE: dict[str, Kind] = {
         exp=lambda coordinates, size: coordinates,
     ),
     "translation": Kind(
+        identity=lambda factor: jnp.zeros(factor.shape),
+        draw=None,
+        compose=jnp.add,
+        inverse=jnp.negative,
+        act=None,
+        dim=lambda size: size,
+        order=lambda size: 1,
+        exp=lambda coordinates, size: coordinates,
+        shift=lambda g: g,
+    ),
+    "phase": Kind(  # half periods of a sine: the numbers of them, one per unit
+        identity=lambda factor: jnp.zeros(factor.shape),
+        draw=lambda noise: jnp.floor(5 * noise) - 2,
+        compose=jnp.add,
+        inverse=jnp.negative,
+        act=lambda g, tensor, exponent: jnp.where(g % 2 == 0, 1, -1)[..., None].astype(tensor.dtype) * tensor,
+        dim=lambda size: 0,
+        order=lambda size: 1,
+        exp=None,
+        shift=lambda g: g,
+    ),
+    "action": Kind(  # a user's own one-parameter groups
         identity=lambda factor: jnp.zeros(factor.shape),
         draw=None,
         compose=jnp.add,

@@ -8,7 +8,7 @@ its units: the group is the semidirect, and for nested permutations the wreath, 
 import dataclasses
 import functools
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -19,6 +19,8 @@ from jaxsym import tree
 from jaxsym.symmetry.factors import CATALOGUE, Factor, Kind, Slot
 
 Element = tuple[Array, ...]
+AFFINE = ("translation", "phase")
+"""The kinds that act first."""
 
 
 class Pinned(NamedTuple):
@@ -63,6 +65,32 @@ class Symmetry:
     verified: bool = False
     approximate: tuple[Approximate, ...] = ()
 
+    @classmethod
+    def from_action(cls, act: Callable[[Array, PyTree], PyTree], dim: int) -> "Symmetry":
+        """A user's own one-parameter groups, which must commute: ``act(coordinates [dim], params) -> params``.
+
+        ``act(a + b, params)`` must be ``act(a, act(b, params))``; :func:`jaxsym.verify` tells whether a function is invariant.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If ``act`` is not callable, or ``dim`` is not a positive integer.
+
+        Examples
+        --------
+        >>> import jax.numpy as jnp
+        >>> sym = Symmetry.from_action(lambda t, p: {"u": p["u"] * jnp.exp(t), "v": p["v"] * jnp.exp(-t)}, 1)
+        >>> {name: leaf[0].item() for name, leaf in sym.tangents({"u": jnp.array(3.0), "v": jnp.array(2.0)}).items()}
+        {'u': 3.0, 'v': -2.0}
+        """
+        if not callable(act):
+            msg = f"from_action: act is of type {type(act).__name__}, expected a function act(coordinates, params)."
+            raise TypeError(msg)
+        if not isinstance(dim, int) or isinstance(dim, bool) or dim < 1:
+            msg = f"from_action: dim is {dim!r}, expected a positive integer, the number of coordinates."
+            raise ValueError(msg)
+        return cls((Factor("action", dim, 1, (), (dim,), (), act),), (), {})
+
     @property
     def order(self) -> int:
         """Number of elements of the finite factors, exactly; 1 if there are none."""
@@ -90,7 +118,7 @@ class Symmetry:
                 continue
             each = kind.dim(factor.size)
             size = each * factor.copies
-            if factor.kind in ("scaling", "translation"):
+            if factor.kind in ("scaling", "translation", "action"):
                 element.append(coordinates[start : start + size].reshape(factor.shape))
             else:
                 part = coordinates[start : start + size].reshape(*factor.shape[:-1], each)
@@ -114,7 +142,7 @@ class Symmetry:
     def compose(self, g: Element, h: Element) -> Element:
         """The element that does ``h`` first, then ``g``."""
         carried = [self._carry(i, part, h, backwards=True) for i, part in enumerate(g)]
-        if any(factor.kind == "translation" for factor in self.factors):
+        if any(factor.kind in AFFINE for factor in self.factors):
             undone = self.inverse(h)
             carried = [self._carry_translation(i, part, undone) for i, part in enumerate(carried)]
         return tuple(_kind(factor).compose(a, b) for factor, a, b in zip(self.factors, carried, h, strict=True))
@@ -142,10 +170,14 @@ class Symmetry:
                 msg = f"{name} {got}, the group was found on {shape}: discover it again for this network."
                 raise ValueError(msg)
         for factor, part in zip(self.factors, g, strict=True):
-            if factor.kind == "translation":
-                moved |= factor.whole.act(part, moved)
-                continue
-            for slot in factor.slots:
+            if factor.kind == "action":
+                pytree = factor.whole(part, jax.tree.unflatten(structure, list(moved.values())))
+                moved = dict(zip(moved, jax.tree.leaves(pytree), strict=True))
+            elif factor.whole is not None:
+                shift = _kind(factor).shift
+                assert shift is not None
+                moved |= factor.whole.act(shift(part), moved)
+            for slot in factor.units:
                 name = "/".join(slot.path)
                 gains = None if slot.frame is None else moved[slot.frame[0]] ** slot.frame[1]
                 moved[name] = _move(moved[name], slot, functools.partial(_act, factor, part, slot), gains)
@@ -174,14 +206,14 @@ class Symmetry:
 
     def _carry_translation(self, number: int, part: Array, by: Element) -> Array:
         """Conjugate a translation by all factors of ``by`` that are none: its own leaf is moved, and so is the translation of it."""
-        if self.factors[number].kind != "translation":
+        if self.factors[number].kind not in AFFINE:
             return part
         whole = self.factors[number].whole
-        own, gain, unit = whole.variable.leaf.path, whole.gain, whole.unit
+        own, gain, unit = whole.own, whole.gain, whole.unit
 
         def move(tensor: Array, constant: frozenset[int]) -> Array:
             for factor, other in zip(self.factors, by, strict=True):
-                for slot in factor.slots if factor.kind != "translation" else ():
+                for slot in factor.units if factor.kind not in AFFINE else ():
                     name = "/".join(slot.path)
                     if factor.classes == (-1,) and name in (own, gain):  # a number times whole leaves
                         tensor = _act(factor, other, slot, tensor.reshape(1, 1, -1)).reshape(tensor.shape)
@@ -227,6 +259,8 @@ class Symmetry:
 
 def _rows(factor: Factor, shapes: dict[str, tuple[int, ...]]) -> list[tuple[str, ...]]:
     head = (factor.kind, str(factor.size), str(factor.copies))
+    if not factor.slots:
+        return [(*head, "by a function of its own")]
     return [
         (*(head if i == 0 else ("", "", "")), _describe(slot, factor, shapes)) for i, slot in enumerate(factor.slots)
     ]

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from jaxsym.symmetry.shifts import Centre, Core, Cut, Einsum, Map, Put, Reshape, Shift, Variable, groups
-from jaxsym.symmetry.trace import Equation, Value
+from jaxsym.symmetry.trace import Equation, Program, Value
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -71,6 +71,11 @@ class Translation:
         return moved
 
     @property
+    def own(self) -> str:
+        """The leaf that the elements are translations of."""
+        return self.moves[0][0]
+
+    @property
     def gain(self) -> str | None:
         """The leaf of gains whose reciprocal is the vector that this is a multiple of."""
         return dict(self.leaves).get(self._gain) if self.variable.along is not None else None
@@ -87,6 +92,8 @@ class Translation:
     def carried(self, part: Array, move: Callable[[Array, frozenset[int]], Array]) -> Array:
         """``part`` after the other factors' action ``move(tensor, constant axes)`` on its own leaf."""
         variable = self.variable
+        if variable.flip:
+            return move(part, frozenset())
         rank, kept = len(variable.leaf.shape), variable.kept
         place = tuple(kept.index(i) if i in kept else None for i in range(rank))
         tensor = _on(part.reshape(variable.shape), place)
@@ -101,27 +108,35 @@ class Translation:
         return tensor[window].reshape(part.shape)
 
 
-def translation(
-    variable: Variable, moves: Mapping[Value, Shift], program: Iterable[Equation], parameters: Mapping[str, Value]
-) -> Translation:
-    """Collect what is needed to act with one variable."""
-    needed: set[Value] = set()
-    for shift in moves.values():
-        for core, _ in shift:
-            current: Core | None = core
-            while current is not None:
-                if isinstance(current.op, Einsum) and current.op.coefficient is not None and current.multiplied:
-                    needed.add(current.op.coefficient)
-                current = current.child
-    equations = []
-    for equation in reversed(list(program)):
-        if needed.intersection(equation.outputs) and equation.outputs[0].origin == "equation":
-            needed.update(equation.inputs)
-            equations.append(equation)
-    leaves = tuple((value, path) for path, value in parameters.items() if value in needed)
-    paths = {value: path for path, value in parameters.items()}
-    ordered = sorted(moves, key=lambda value: value is not variable.leaf)
-    return Translation(variable, tuple((paths[v], moves[v]) for v in ordered), tuple(reversed(equations)), leaves)
+class Recipes:
+    """Which equations and which leaves a coefficient is computed from."""
+
+    def __init__(self, program: Program, derived: Iterable[Equation]) -> None:
+        equations = [*program.equations, *derived]
+        self.paths = {value: path for path, value in program.parameters.items()}
+        self.order = {equation: number for number, equation in enumerate(equations)}
+        self.made = {v: e for e in equations for v in e.outputs if v.origin == "equation"}
+
+    def translation(self, variable: Variable, moves: Mapping[Value, Shift]) -> Translation:
+        """Collect what is needed to act with one variable."""
+        queue: list[Value] = []
+        for shift in moves.values():
+            for core, _ in shift:
+                current: Core | None = core
+                while current is not None:
+                    if isinstance(current.op, Einsum) and current.op.coefficient is not None and current.multiplied:
+                        queue.append(current.op.coefficient)
+                    current = current.child
+        needed: set[Value] = set()
+        while queue:
+            value = queue.pop()
+            if value not in needed:
+                needed.add(value)
+                queue += self.made[value].inputs if value in self.made else []
+        equations = sorted({self.made[v] for v in needed if v in self.made}, key=lambda e: self.order[e])
+        ordered = sorted(moves, key=lambda value: value is not variable.leaf)
+        leaves = tuple((value, self.paths[value]) for value in self.paths if value in needed)
+        return Translation(variable, tuple((self.paths[v], moves[v]) for v in ordered), tuple(equations), leaves)
 
 
 def commuting(found: Sequence[Translation]) -> list[Translation]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from jaxsym.symmetry.idioms import mean_of, number, peel
-from jaxsym.symmetry.rules import dot_axes, gathered_whole
+from jaxsym.symmetry.layout import dot_axes, gathered_whole
 from jaxsym.symmetry.shifts import Centre, Core, Cut, Einsum, Map, Opaque, Put, Reshape
 from jaxsym.symmetry.trace import Equation, Value
 from jaxsym.symmetry.translations import Search, ShiftRule

@@ -30,6 +30,8 @@ class Variable:
     """Axis, start and stop, where only a block of the leaf is translated."""
     unit: Value | None = None
     """Gains that the translation is measured in."""
+    flip: bool = False
+    """No translation of a leaf, but 1 for every unit that a sign or a phase moves; the leaf stands for the units."""
 
     @property
     def kept(self) -> tuple[int, ...]:

@@ -12,7 +12,7 @@ from jaxsym.symmetry.atoms import Atom, leaves, places
 from jaxsym.symmetry.bases import Bases, bases
 from jaxsym.symmetry.factors import Factor, Slot
 from jaxsym.symmetry.group import Pinned
-from jaxsym.symmetry.rules import dot_axes
+from jaxsym.symmetry.layout import dot_axes
 from jaxsym.symmetry.trace import Program, Value
 from jaxsym.symmetry.weights import Shapes, Weights
 
@@ -23,24 +23,6 @@ class Block(NamedTuple):
     """One block of one value: for every axis, the leaves that span it there."""
 
     leaves: tuple[tuple[int, int, Atom], ...]  # axis, number on the axis, leaf
-
-
-class Solved(NamedTuple):
-    """What :func:`solve` found."""
-
-    factors: tuple[Factor, ...]
-    """Permutations last, inner ones first."""
-    pinned: tuple[Pinned, ...]
-    """The axes that none of them moves."""
-    approximate: tuple[Factor, ...]
-    """Scalings that hold but for small constants."""
-
-
-def solve(program: Program, shapes: Shapes, scalings: Weights, signs: Weights, relaxed: Weights | None) -> Solved:
-    """All factors; ``relaxed`` are the scalings when small constants are taken for zero."""
-    solver = Solver(program, shapes, scalings, signs)
-    factors, pinned = solver.result()
-    return Solved(factors, pinned, solver.approximate(relaxed) if relaxed is not None else ())
 
 
 class Solver:
@@ -59,6 +41,7 @@ class Solver:
                 axis, number, atom = place
                 self.present[atom].append((value, axis, number))
         self.depends = _dependencies(program, shapes, self.present)
+        self._moved: dict[int, tuple[list[Value], Solution]] = {}  # the parameters that a solution moves
         self.numbers = {atom: number for number, atom in enumerate(self.present)}
 
     def result(self) -> tuple[tuple[Factor, ...], tuple[Pinned, ...]]:
@@ -85,22 +68,23 @@ class Solver:
         factors = tuple(factor for factor in found if factor.slots)
         return factors, self._pinned(factors)
 
-    def approximate(self, relaxed: Weights) -> tuple[Factor, ...]:
-        """The scalings that only the relaxed system has."""
+    def further(self, relaxed: Weights, kind: str) -> list[tuple[Atom | None, Solution, Factor]]:
+        """What only a relaxed system has: the index set, the weights, and the factor."""
+        exact, modulo = (self.scalings, None) if kind == "scaling" else (self.signs, 2)
         for value in self.program.parameters.values():
             relaxed.touch(value)
         solutions, found = relaxed.solve(), []
         order = sorted(self.present, key=lambda atom: -len(self.depends[atom]))
         for target in (*order, None):
-            span = _Span(None)
+            span = _Span(modulo)
             inner = [atom for atom in self.present if target is None or target in self.depends[atom]]
-            for known in (self.scalings, solutions):
-                for atom in (*inner, *((target,) if known is self.scalings else ())):
+            for known in (exact, solutions):
+                for atom in (*inner, *((target,) if known is exact else ())):
                     for solution in known.get(atom, ()):
                         span.add(self._seen_from(target, atom, solution))
             new = [own for own in solutions.get(target, ()) if span.add(self._seen_from(target, target, own))]
-            found += [self._named("scaling", target, own) for own in new]
-        return tuple(factor for factor in found if factor.slots)
+            found += [(target, own, self._named(kind, target, own)) for own in new]
+        return [entry for entry in found if entry[2].slots]
 
     def _independent(
         self,
@@ -123,8 +107,11 @@ class Solver:
     def _seen_from(self, target: Atom | None, atom: Atom | None, solution: Solution) -> dict[Any, Fraction]:
         """What a weight solution of ``atom``, the same for all its indices, does to the parameters, per index of ``target``."""
         vector: dict[Any, Fraction] = defaultdict(Fraction)
-        for value, blocks in self.blocks.items():
-            for block in blocks:
+        if id(solution) not in self._moved:
+            slots = (slot for slot, weight in solution.items() if weight and slot[0] in self.blocks)
+            self._moved[id(solution)] = list(dict.fromkeys(value for value, _, _ in slots)), solution
+        for value in self._moved[id(solution)][0]:
+            for block in self.blocks[value]:
                 if atom is None:
                     vector[value, block] += solution.get((value, -1, 0), 0)
                     continue
@@ -146,7 +133,7 @@ class Solver:
         slots = []
         for value, axis, number in self.present[atom]:
             weight = solution.get((value, axis, number), Fraction(0))
-            if kind in ("scaling", "sign", "general_linear") and not weight:
+            if kind != "orthogonal" and kind != "permutation" and not weight:
                 continue
             slots.append(_slot(self.shapes, value, axis, number, copies, float(weight) if weight else 1.0))
         classes = tuple(self.numbers[a] for a in (*copies, atom))

@@ -8,21 +8,40 @@ constant along its axis, and whatever is left must be 0, which pins its variable
 import itertools
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from jaxsym.symmetry.atoms import Atom, terms
 from jaxsym.symmetry.facts import known
-from jaxsym.symmetry.rules import dot_axes
+from jaxsym.symmetry.layout import dot_axes
 from jaxsym.symmetry.shifts import Algebra, Core, Map, Shift, Variable, covers, patterns
 from jaxsym.symmetry.trace import Equation, Program, Value
 from jaxsym.symmetry.weights import Shapes
 
 
-class Search:
-    """One pass over the program with all variables at once; :attr:`moves` says what each surviving one does."""
+class Flip(NamedTuple):
+    """A sign or phase of the units on one axis of a function's operand, and the shifts that it leaves."""
 
-    def __init__(self, program: Program, shapes: Shapes, rules: Mapping[str, "ShiftRule"]) -> None:
+    variable: Variable
+    axis: int
+    before: float
+    """What a moved unit's operand must gain: half a period."""
+    after: float
+    """What a moved unit's result gains, seen before it changes its sign."""
+
+
+class Search:
+    """One pass over the program with all variables at once; :meth:`moves` says what each surviving one does."""
+
+    def __init__(
+        self,
+        program: Program,
+        shapes: Shapes,
+        rules: Mapping[str, "ShiftRule"],
+        flips: Mapping[Equation, Sequence[Flip]] | None = None,
+    ) -> None:
+        self.flips = flips or {}
         self.program, self.shapes, self.rules, self.known = program, shapes, rules, known(program)
         self.algebra = Algebra(self.known.parametric, self.known.facts)
         self.dead: set[Variable] = set()
@@ -126,7 +145,7 @@ class Search:
         plain = {term: c for term, c in shift.items() if term[0].parametric}
         pivots = sorted((t for t in plain if t[0].bare), key=lambda t: -sum(c is not None for c in t[1]))
         for core, place in pivots:
-            if (core, place) not in shift:
+            if (core, place) not in shift or core.variable.flip:
                 continue
             rest = {t: c for t, c in plain.items() if t in shift and t != (core, place) and covers(place, t[1])}
             own = [t for t in rest if t[0].bare and t[0].variable.leaf is core.variable.leaf]
@@ -167,6 +186,9 @@ class Search:
     # equations
 
     def _visit(self, equation: Equation) -> None:
+        if equation in self.flips:
+            self._flip(equation)
+            return
         if not any(self.shift(value) for value in equation.inputs):
             return
         rule = self.rules.get(equation.primitive)
@@ -174,6 +196,19 @@ class Search:
             self.block(*equation.inputs)
         else:
             rule(self, equation)
+
+    def _flip(self, equation: Equation) -> None:
+        (value,), (output,) = equation.inputs, equation.outputs
+        before, after = dict(self.shift(value)), []
+        for flip in self.flips[equation]:
+            core, _ = self.algebra.own(flip.variable)
+            place = tuple(0 if i == flip.axis else None for i in range(len(output.shape)))
+            if flip.before:
+                _add(before, core, place, -flip.before)
+            if flip.after:
+                after.append((flip.after, core, place))
+        self.vanish(before)
+        self.put(output, after)
 
     def put(self, output: Value, parts: Iterable[tuple[float, Core, Map]]) -> None:
         """State the shift of a result."""
@@ -218,15 +253,14 @@ class Search:
             left, right = ({core.variable for core, _ in self._resolve(side)} for side in (one, other))
             self.dead |= left & right
 
-    def moves(self) -> list[tuple[Variable, dict[Value, Shift]]]:
-        """Every free variable, with the shift that it gives to every leaf."""
-        found: dict[Variable, dict[Value, Shift]] = defaultdict(lambda: defaultdict(dict))
+    def moves(self) -> dict[Variable, dict[Value, Shift]]:
+        """For every free variable the shift that it gives to every leaf, in the order of the leaves."""
+        found: dict[Variable, dict[Value, Shift]] = {v: {} for own in self.variables.values() for v in own}
+        found |= {flip.variable: {} for flips in self.flips.values() for flip in flips}
         for leaf, own in self.variables.items():
-            total: Shift = {self.algebra.own(variable): 1.0 for variable in own}
-            for (core, place), coefficient in self._resolve(total).items():
-                found[core.variable][leaf][core, place] = coefficient
-        order = [variable for own in self.variables.values() for variable in own]
-        return [(variable, dict(found[variable])) for variable in order if variable in found]
+            for (core, place), coefficient in self._resolve({self.algebra.own(v): 1.0 for v in own}).items():
+                found[core.variable].setdefault(leaf, {})[core, place] = coefficient
+        return {v: moved for v, moved in found.items() if moved and v not in self.dead}
 
 
 def _spans(axis: Atom) -> list[tuple[int, int]]:

@@ -87,10 +87,16 @@ def _even(value: Value) -> bool:
 
 
 class Weights:
-    """Linear relations between weights; equal ones are merged at once, the rest is solved per index set."""
+    """Linear relations between weights; equal ones are merged at once, the rest is solved per index set.
 
-    def __init__(self, shapes: Shapes, program: Program, *, sign: bool, small: float = 0.0) -> None:
-        self.sign, self.small = sign, small
+    ``small``: constants up to this size vanish where they are added. ``bend``: what a sign may do that leaves a shift to be taken up, ``"shifted"``
+    (a sigmoid counts as odd) or ``"phase"`` (a sine may change its sign while its argument does not).
+    """
+
+    def __init__(
+        self, shapes: Shapes, program: Program, *, sign: bool, small: float = 0.0, bend: str | None = None
+    ) -> None:
+        self.sign, self.small, self.bend = sign, small, bend
         self._shapes = shapes
         self._parents: dict[Slot, Slot | None] = {}  # None: the weight is nought
         self._rows: list[Row] = []

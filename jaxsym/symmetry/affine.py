@@ -1,0 +1,93 @@
+"""The factors that translate parameters: translations, phases of sines, and signs that leave a shift behind."""
+
+import math
+from collections import defaultdict
+from collections.abc import Iterator
+
+import numpy as np
+
+from jaxsym.symmetry.atoms import leaves
+from jaxsym.symmetry.elementwise import PERIODIC, SHIFTED
+from jaxsym.symmetry.factors import Factor, Slot
+from jaxsym.symmetry.moves import Recipes, Translation, commuting
+from jaxsym.symmetry.rules import weigh
+from jaxsym.symmetry.shift_rules import CATALOGUE
+from jaxsym.symmetry.shifts import Variable
+from jaxsym.symmetry.solve import Solver
+from jaxsym.symmetry.trace import Equation, Program, Value
+from jaxsym.symmetry.translations import Flip, Search
+from jaxsym.symmetry.weights import Shapes
+
+
+def affine(program: Program, shapes: Shapes, solver: Solver) -> tuple[Factor, ...]:
+    """The factors that translate: translations, phases, and signs that leave a shift."""
+    bent = [
+        entry
+        for kind, bend in (("phase", "phase"), ("sign", "shifted"))
+        for entry in _bent(program, shapes, solver, kind, bend)
+    ]
+    flips: dict[Equation, list[Flip]] = defaultdict(list)
+    for _, found in bent:
+        for equation, flip in found:
+            flips[equation].append(flip)
+    search = Search(program, shapes, CATALOGUE, flips)
+    recipes, moves = Recipes(program, search.known.derived.values()), search.moves()
+    wholes = {variable: recipes.translation(variable, moved) for variable, moved in moves.items()}
+    plain = [whole for variable, whole in wholes.items() if not variable.flip]
+    factors = []
+    for whole in commuting(sorted(plain, key=lambda one: len(one.variable.constant))):
+        shape = whole.variable.shape or (1,)
+        slots = _translated(program, whole)
+        factors.append(Factor("translation", shape[-1], math.prod(shape[:-1]), slots, shape, (), whole))
+    for factor, found in bent:
+        variable = found[0][1].variable
+        if variable in search.dead:
+            continue
+        if factor.kind == "phase" and [value.shape for value in moves.get(variable, ())] != [(factor.size,)]:
+            continue  # the half period must be taken up by one bias
+        taken = wholes.get(variable)
+        slots = factor.slots if taken is None else (*factor.slots, *_translated(program, taken))
+        classes = () if factor.kind == "phase" else factor.classes
+        factors.append(factor._replace(slots=slots, classes=classes, whole=taken))
+    return tuple(sorted(factors, key=lambda factor: factor.kind == "sign"))
+
+
+def _bent(
+    program: Program, shapes: Shapes, solver: Solver, kind: str, bend: str
+) -> Iterator[tuple[Factor, list[tuple[Equation, Flip]]]]:
+    """Signs of units that need a shift: of sigmoids, and of sines by half a period."""
+    curved = [e for e in program.equations if e.primitive in (SHIFTED if bend == "shifted" else PERIODIC)]
+    if not curved:
+        return
+    for target, solution, factor in solver.further(weigh(program, shapes, sign=True, bend=bend), kind):
+        variable = Variable(Value((factor.size,), np.dtype("float32"), "units"), frozenset(), flip=True)
+        found = []
+        for equation in curved:
+            value = equation.inputs[0] if bend == "shifted" else equation.outputs[0]
+            on = [
+                axis
+                for axis in range(len(value.shape))
+                if any(solution.get((value, axis, n)) for n in range(len(value.shape) + 9))
+            ]
+            if on:
+                after, before = (-SHIFTED[equation.primitive], 0.0) if bend == "shifted" else (0.0, math.pi)
+                found.append((equation, Flip(variable, on[0], before, after)))
+                whole = len(on) == 1 and leaves(shapes.axes(value)[on[0]]) == [target]
+                if not whole:
+                    break
+        else:
+            if found and factor.copies == 1:
+                yield factor, found
+
+
+def _translated(program: Program, whole: Translation) -> tuple[Slot, ...]:
+    """Where a translation sits in each leaf, and its coefficient."""
+    slots = []
+    for path, shift in whole.moves:
+        shape, ((_, place), coefficient) = program.parameters[path].shape, next(iter(shift.items()))
+        axis = max((i for i, c in enumerate(place) if c is not None), default=0)
+        own = path == whole.variable.leaf.path
+        blocks = {a: (start, stop) for a, start, stop in whole.variable.block} if own else {}
+        span = blocks.get(axis, (0, shape[axis] if shape else 1))
+        slots.append(Slot(tuple(path.split("/")), axis, span, coefficient, (), np.zeros(0, int)))
+    return tuple(slots)
