@@ -6,14 +6,15 @@ A factor acts on ``copies`` independent sets of ``size`` units each. Its element
 """
 
 import math
+import operator
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy.linalg
 from jaxtyping import Array, Float, Int, Shaped
-from scipy.linalg import helmert
 
 
 class Slot(NamedTuple):
@@ -56,8 +57,8 @@ class Factor(NamedTuple):
 class Kind(NamedTuple):
     """A kind of symmetry as functions on elements."""
 
-    identity: Callable[[Factor], Array]
-    draw: Callable[[Float[Array, "*copies size"]], Array] | None
+    identity: Callable[[Factor], Any]
+    draw: Callable[[Any], Array] | None
     """A uniform element of a finite kind from independent uniform noise; None for a continuous one."""
     compose: Callable[[Array, Array], Array]
     inverse: Callable[[Array], Array]
@@ -67,22 +68,31 @@ class Kind(NamedTuple):
     """Lie dimension for so many units."""
     order: Callable[[int], int]
     """Number of elements of a finite kind, 1 for a continuous one."""
-    exp: Callable[[Float[Array, "*copies dim"], int], Array] | None
+    exp: Callable[[Any, int], Array] | None
     """The element of given coordinates; None for a finite kind."""
     shift: Callable[[Array], Array] | None = None
     """How far an element translates along ``Factor.whole``; None where it never does."""
 
 
-def _permutation_identity(factor: Factor) -> Array:
-    return jnp.broadcast_to(jnp.arange(factor.size), factor.shape)
+def namespace(*arrays: Any) -> Any:
+    """NumPy where all arrays are NumPy's, so that nothing compiles on the host; ``jax.numpy`` otherwise."""
+    return np if all(isinstance(array, np.ndarray | np.generic) for array in arrays) else jnp
 
 
-def _matrix_identity(factor: Factor) -> Array:
-    return jnp.broadcast_to(jnp.eye(factor.size), (*factor.shape, factor.size))
+def _permutation_identity(factor: Factor) -> Any:
+    return np.broadcast_to(np.arange(factor.size), factor.shape)
+
+
+def _matrix_identity(factor: Factor) -> Any:
+    return np.broadcast_to(np.eye(factor.size), (*factor.shape, factor.size))
+
+
+def _matrix_inverse(element: Array) -> Array:
+    return namespace(element).linalg.inv(element)
 
 
 def _matrix_act(element: Array, tensor: Array, exponent: float) -> Array:
-    matrix = element if exponent > 0 else jnp.swapaxes(jnp.linalg.inv(element), -1, -2)
+    matrix = element if exponent > 0 else _matrix_inverse(element).swapaxes(-1, -2)
     return matrix.astype(tensor.dtype) @ tensor
 
 
@@ -90,43 +100,46 @@ def _rotate(element: Array, tensor: Array, _: float) -> Array:
     """An element one smaller than the units acts on the complement of (1, ..., 1)."""
     size = tensor.shape[-2]
     if element.shape[-1] != size:
-        basis = helmert(size)
+        basis = scipy.linalg.helmert(size)
         element = np.swapaxes(basis, 0, 1) @ element @ basis + 1 / size
     return element.astype(tensor.dtype) @ tensor
 
 
 def _skew(coordinates: Array, size: int) -> Array:
-    upper = np.triu_indices(size, 1)
-    matrix = jnp.zeros((*coordinates.shape[:-1], size, size), coordinates.dtype)
-    matrix = matrix.at[..., upper[0], upper[1]].set(coordinates)
-    return matrix - jnp.swapaxes(matrix, -1, -2)
+    above = np.zeros((size, size), int)
+    above[np.triu_indices(size, 1)] = 1 + np.arange(size * (size - 1) // 2)  # 0: none
+    padded = namespace(coordinates).concatenate([coordinates[..., :1] * 0, coordinates], axis=-1)
+    matrix = padded[..., above]
+    return matrix - matrix.swapaxes(-1, -2)
 
 
 def _expm(matrix: Array) -> Array:
+    if isinstance(matrix, np.ndarray):
+        return scipy.linalg.expm(matrix)
     flat = matrix.reshape(-1, *matrix.shape[-2:])
     return jax.vmap(jax.scipy.linalg.expm)(flat).reshape(matrix.shape)
 
 
 def permuted(tensor: Shaped[Array, "*copies size rest"], element: Int[Array, "*copies size"]) -> Array:
     """``tensor[..., element[..., i], :]``."""
-    return jnp.take_along_axis(tensor, element[..., None], axis=element.ndim - 1)
+    return namespace(tensor, element).take_along_axis(tensor, element[..., None], axis=element.ndim - 1)
 
 
 CATALOGUE: dict[str, Kind] = {
     "permutation": Kind(
         identity=_permutation_identity,
-        draw=lambda noise: jnp.argsort(noise, axis=-1),
-        compose=lambda g, h: jnp.take_along_axis(h, g, axis=-1),
-        inverse=lambda g: jnp.argsort(g, axis=-1),
+        draw=lambda noise: namespace(noise).argsort(noise, axis=-1),
+        compose=lambda g, h: namespace(g, h).take_along_axis(h, g, axis=-1),
+        inverse=lambda g: namespace(g).argsort(g, axis=-1),
         act=lambda g, tensor, exponent: permuted(tensor, g),
         dim=lambda size: 0,
         order=math.factorial,
         exp=None,
     ),
     "sign": Kind(
-        identity=lambda factor: jnp.ones(factor.shape),
-        draw=lambda noise: jnp.where(noise < 0.5, -1.0, 1.0),
-        compose=jnp.multiply,
+        identity=lambda factor: np.ones(factor.shape),
+        draw=lambda noise: namespace(noise).where(noise < 0.5, -1.0, 1.0),
+        compose=operator.mul,
         inverse=lambda g: g,
         act=lambda g, tensor, exponent: g[..., None].astype(tensor.dtype) * tensor,
         dim=lambda size: 0,
@@ -135,20 +148,20 @@ CATALOGUE: dict[str, Kind] = {
         shift=lambda g: (1 - g) / 2,
     ),
     "scaling": Kind(
-        identity=lambda factor: jnp.zeros(factor.shape),
+        identity=lambda factor: np.zeros(factor.shape),
         draw=None,
-        compose=jnp.add,
-        inverse=jnp.negative,
-        act=lambda g, tensor, exponent: jnp.exp(exponent * g)[..., None].astype(tensor.dtype) * tensor,
+        compose=operator.add,
+        inverse=operator.neg,
+        act=lambda g, tensor, exponent: namespace(g).exp(exponent * g)[..., None].astype(tensor.dtype) * tensor,
         dim=lambda size: size,
         order=lambda size: 1,
         exp=lambda coordinates, size: coordinates,
     ),
     "translation": Kind(
-        identity=lambda factor: jnp.zeros(factor.shape),
+        identity=lambda factor: np.zeros(factor.shape),
         draw=None,
-        compose=jnp.add,
-        inverse=jnp.negative,
+        compose=operator.add,
+        inverse=operator.neg,
         act=None,
         dim=lambda size: size,
         order=lambda size: 1,
@@ -156,21 +169,21 @@ CATALOGUE: dict[str, Kind] = {
         shift=lambda g: g,
     ),
     "phase": Kind(  # half periods of a sine: the numbers of them, one per unit
-        identity=lambda factor: jnp.zeros(factor.shape),
-        draw=lambda noise: jnp.floor(5 * noise) - 2,
-        compose=jnp.add,
-        inverse=jnp.negative,
-        act=lambda g, tensor, exponent: jnp.where(g % 2 == 0, 1, -1)[..., None].astype(tensor.dtype) * tensor,
+        identity=lambda factor: np.zeros(factor.shape),
+        draw=lambda noise: namespace(noise).floor(5 * noise) - 2,
+        compose=operator.add,
+        inverse=operator.neg,
+        act=lambda g, tensor, exponent: namespace(g).where(g % 2 == 0, 1, -1)[..., None].astype(tensor.dtype) * tensor,
         dim=lambda size: 0,
         order=lambda size: 1,
         exp=None,
         shift=lambda g: g,
     ),
     "action": Kind(  # a user's own one-parameter groups
-        identity=lambda factor: jnp.zeros(factor.shape),
+        identity=lambda factor: np.zeros(factor.shape),
         draw=None,
-        compose=jnp.add,
-        inverse=jnp.negative,
+        compose=operator.add,
+        inverse=operator.neg,
         act=None,
         dim=lambda size: size,
         order=lambda size: 1,
@@ -179,8 +192,8 @@ CATALOGUE: dict[str, Kind] = {
     "general_linear": Kind(
         identity=_matrix_identity,
         draw=None,
-        compose=jnp.matmul,
-        inverse=jnp.linalg.inv,
+        compose=operator.matmul,
+        inverse=_matrix_inverse,
         act=_matrix_act,
         dim=lambda size: size * size,
         order=lambda size: 1,
@@ -189,8 +202,8 @@ CATALOGUE: dict[str, Kind] = {
     "orthogonal": Kind(
         identity=_matrix_identity,
         draw=None,
-        compose=jnp.matmul,
-        inverse=lambda g: jnp.swapaxes(g, -1, -2),
+        compose=operator.matmul,
+        inverse=lambda g: g.swapaxes(-1, -2),
         act=_rotate,
         dim=lambda size: size * (size - 1) // 2,
         order=lambda size: 1,

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from jaxsym import tree
@@ -103,14 +104,19 @@ class Symmetry:
 
     def identity(self) -> Element:
         """The element that changes nothing."""
+        return jax.tree.map(jnp.asarray, self.still())
+
+    def still(self) -> Element:
+        """The identity as NumPy arrays: actions by these, and by nothing of JAX, run on the host."""
         return tuple(_kind(factor).identity(factor) for factor in self.factors)
 
-    def exp(self, coordinates: Float[Array, " dim"]) -> Element:
+    def exp(self, coordinates: Float[Array, " dim"] | Float[np.ndarray, " dim"]) -> Element:
         """The element of Lie-algebra coordinates ``[dim]``; finite factors stay at the identity."""
         if jnp.shape(coordinates) != (self.dim,):
             msg = f"exp: got coordinates of shape {jnp.shape(coordinates)}, expected ({self.dim},), the group's dim."
             raise ValueError(msg)
-        element, start = [], 0
+        element: list[Any] = []
+        start = 0
         for factor in self.factors:
             kind = _kind(factor)
             if kind.exp is None:
@@ -129,10 +135,20 @@ class Symmetry:
     def sample(self, key: Array, scale: float = 0.5) -> Element:
         """A random element: finite parts uniform, coordinates of continuous parts normal with deviation ``scale``."""
         continuous_key, finite_key = jax.random.split(key)
-        moved = self.exp(scale * jax.random.normal(continuous_key, (self.dim,)))
+        size = sum(math.prod(factor.shape) for factor in self.factors)  # one draw for all: few shapes compile
+        coordinates = scale * jax.random.normal(continuous_key, (self.dim,))
+        return self.element(coordinates, jax.random.uniform(finite_key, (size,)))
+
+    def element(
+        self,
+        coordinates: Float[Array, " dim"] | Float[np.ndarray, " dim"],
+        noise: Float[Array, " units"] | Float[np.ndarray, " units"],
+    ) -> Element:
+        """The element of Lie-algebra coordinates, its finite parts drawn by uniform noise, one number for each unit of each factor."""
+        moved = self.exp(coordinates)
         sizes = [math.prod(factor.shape) for factor in self.factors]
-        noise = jax.random.uniform(finite_key, (sum(sizes),))  # one draw for all: few shapes compile
-        element, start = [], 0
+        element: list[Any] = []
+        start = 0
         for part, factor, size in zip(moved, self.factors, sizes, strict=True):
             draw = _kind(factor).draw
             element.append(part if draw is None else draw(noise[start : start + size].reshape(factor.shape)))
@@ -163,7 +179,7 @@ class Symmetry:
             If a leaf is missing or has another shape than the group was found on.
         """
         paths, structure = jax.tree_util.tree_flatten_with_path(params)
-        moved = {tree.name(path): jnp.asarray(leaf) for path, leaf in paths}
+        moved: dict[str, Any] = {tree.name(path): leaf if isinstance(leaf, np.ndarray) else jnp.asarray(leaf) for path, leaf in paths}
         for name, shape in self.shapes.items():
             if name not in moved or moved[name].shape != shape:
                 got = f"has shape {moved[name].shape}" if name in moved else "is missing"
@@ -304,12 +320,16 @@ def _move(leaf: Array, slot: Slot, act: Any, gains: Array | None = None) -> Arra
         return _move(leaf * frame, slot, act) / frame
     rest = [axis for axis in range(leaf.ndim) if axis not in slot.axes]
     order = (*slot.axes, *rest)
-    first = jnp.transpose(leaf, order)
+    first = leaf.transpose(order)
     flat = first.reshape(math.prod(first.shape[: len(slot.axes)]), -1)
     units = flat[slot.where]  # [*copies, size, rest on these axes, all other axes]
     moved = act(units.reshape(*slot.where.shape[:-1], -1)).reshape(units.shape)
-    result = flat.at[slot.where].set(moved.astype(leaf.dtype)).reshape(first.shape)
-    return jnp.transpose(result, [order.index(axis) for axis in range(leaf.ndim)])
+    if isinstance(moved, np.ndarray):
+        result = flat.copy()
+        result[slot.where] = moved
+    else:
+        result = jnp.asarray(flat).at[slot.where].set(moved.astype(leaf.dtype))
+    return result.reshape(first.shape).transpose([order.index(axis) for axis in range(leaf.ndim)])
 
 
 def _transport(factor: Factor, part: Array, other: Factor, permutation: Array) -> Array:

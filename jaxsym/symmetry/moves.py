@@ -7,8 +7,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array
 
+from jaxsym.symmetry.factors import namespace
 from jaxsym.symmetry.shifts import Centre, Core, Cut, Einsum, Map, Put, Reshape, Shift, Variable, groups
 from jaxsym.symmetry.trace import Equation, Program, Value
 
@@ -56,7 +58,7 @@ class Translation:
             leaf = leaf / self._coefficients(params)(variable.unit)
         blocks = {axis: slice(start, stop) for axis, start, stop in variable.block}
         window = tuple(blocks.get(i, slice(None)) for i in range(leaf.ndim))
-        return jnp.mean(leaf[window], axis=tuple(variable.constant))
+        return leaf[window].mean(axis=tuple(variable.constant))
 
     def _shifted(self, part: Array, params: Mapping[str, Array]) -> dict[str, Array]:
         read = self._coefficients(params)
@@ -103,7 +105,7 @@ class Translation:
             for i in range(rank)
             for start, stop in [blocks.get(i, (0, variable.leaf.shape[i]))]
         ]
-        tensor = move(jnp.pad(tensor, margins) if blocks else tensor, variable.constant)
+        tensor = move(namespace(tensor).pad(tensor, margins) if blocks else tensor, variable.constant)
         window = tuple(slice(*blocks[i]) if i in blocks else slice(None) for i in range(rank))
         return tensor[window].reshape(part.shape)
 
@@ -155,12 +157,13 @@ def _clash(one: Translation, other: Translation) -> bool:
     return bool(moved[0] & read[1] or moved[1] & read[0])
 
 
-def _read(known: Mapping[Value, Array], value: Value) -> Array:
-    return jnp.asarray(value.constant) if value.constant is not None else known[value]
+def _read(known: Mapping[Value, Array], value: Value) -> Any:
+    return np.asarray(value.constant) if value.constant is not None else known[value]
 
 
-def _run(equation: Equation, inputs: list[Array]) -> Array:
+def _run(equation: Equation, inputs: list[Array]) -> Any:
     """One equation in the precision of its operands, whatever precision it was traced in."""
+    on_host = namespace(*inputs) is np
     floating = [x.dtype for x in inputs if jnp.issubdtype(x.dtype, jnp.floating)]
     if (
         equation.primitive == "convert_element_type"
@@ -173,24 +176,26 @@ def _run(equation: Equation, inputs: list[Array]) -> Array:
         inputs = [x.astype(widest) if jnp.issubdtype(x.dtype, jnp.floating) else x for x in inputs]
     if equation.primitive == "dot_general":
         left, right = inputs
-        return jax.lax.dot_general(left, right, equation.params["dimension_numbers"], precision="highest")
-    assert equation.bind is not None
-    result = equation.bind(*inputs)
-    return result[0] if isinstance(result, list | tuple) else result
+        result = jax.lax.dot_general(left, right, equation.params["dimension_numbers"], precision="highest")
+    else:
+        assert equation.bind is not None
+        results = equation.bind(*map(jnp.asarray, inputs))
+        result = results[0] if isinstance(results, list | tuple) else results
+    return np.asarray(result) if on_host else result
 
 
 def _on(array: Array, place: Map) -> Array:
     """A core on the axes of its value; size 1 where it is constant."""
     order = [c for c in place if c is not None]
     sizes = [1 if c is None else array.shape[c] for c in place]
-    return jnp.transpose(array, order).reshape(sizes)
+    return array.transpose(order).reshape(sizes)
 
 
 def _off(array: Array, outer: Map) -> Array:
     """The core of a tensor that is constant (and of size 1) along the other axes."""
     order = [i for i, c in enumerate(outer) if c is not None]
     kept = array.reshape([array.shape[i] for i in order])
-    return jnp.transpose(kept, [[outer[i] for i in order].index(c) for c in range(len(order))])
+    return kept.transpose([[outer[i] for i in order].index(c) for c in range(len(order))])
 
 
 def _evaluate(core: Core, part: Array, read: Callable[[Value], Array]) -> Array:
@@ -206,11 +211,12 @@ def _evaluate(core: Core, part: Array, read: Callable[[Value], Array]) -> Array:
     elif isinstance(op, Put):
         shape = tuple(op.before if i == op.axis else size for i, size in enumerate(tensor.shape))
         margins = [(op.start, op.after - op.start - op.before) if i == op.axis else (0, 0) for i in range(op.rank)]
-        tensor = jnp.pad(jnp.broadcast_to(tensor, shape), margins)
+        xp = namespace(tensor)
+        tensor = xp.pad(xp.broadcast_to(tensor, shape), margins)
     elif isinstance(op, Cut):
-        tensor = jax.lax.slice_in_dim(tensor, op.start, op.stop, axis=op.axis)
+        tensor = tensor[(slice(None),) * op.axis + (slice(op.start, op.stop),)]
     elif isinstance(op, Centre):
-        tensor = tensor - jnp.mean(tensor, op.axes, keepdims=True)
+        tensor = tensor - tensor.mean(op.axes, keepdims=True)
     return _off(tensor, core.out_map)
 
 
@@ -227,9 +233,13 @@ def _einsum(op: Einsum, core: Core, child: Array, read: Callable[[Value], Array]
         operands += [1 / factor if op.reciprocal else factor, labels]
         present.update(labels)
     shown = [label for label, c in zip(op.outputs, core.out_map, strict=True) if c is not None]
-    result = jnp.einsum(*operands, [label for label in shown if label in present], precision="highest")
+    wanted = [label for label in shown if label in present]
+    if namespace(*operands[::2]) is np:
+        result = np.einsum(*operands, wanted)
+    else:
+        result = jnp.einsum(*operands, wanted, precision="highest")
     order = [c for c in core.out_map if c is not None]
-    return jnp.transpose(result, [order.index(c) for c in range(len(order))])
+    return result.transpose([order.index(c) for c in range(len(order))])
 
 
 def _reshape(op: Reshape, tensor: Array, place: Map) -> Array:
@@ -240,4 +250,4 @@ def _reshape(op: Reshape, tensor: Array, place: Map) -> Array:
                 full[i] = op.before[i]
             for j in target:
                 after[j] = op.after[j]
-    return jnp.broadcast_to(tensor, full).reshape(after)
+    return namespace(tensor).broadcast_to(tensor, full).reshape(after)

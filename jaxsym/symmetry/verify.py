@@ -9,6 +9,7 @@ an eighth of the tolerance), or not finite, the same trial is repeated with a sm
 import functools
 import itertools
 import math
+import random
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, NamedTuple
@@ -16,6 +17,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy.special
 from jax.extend.core import ClosedJaxpr, Jaxpr
 from jax.extend.core import Literal as Constant
 from jaxtyping import Array, Float, PyTree
@@ -141,9 +143,9 @@ def verify(
     with jax.enable_x64(taken == "float64"), jax.default_matmul_precision("highest"):
         keys = _chunks(start[1][-1], num_keys) if level == "distribution" else [None]
         strengths = itertools.cycle(STRENGTHS[:1] if level == "data" else STRENGTHS)
-        run = jax.jit(_outputs(apply, sym))
-        attempt = functools.partial(_trial, run, sym, start, keys, limits, level != "data")
-        trials = [_settled(attempt, own, next(strengths)) for own in jax.random.split(key, num)]
+        run, move = jax.jit(_outputs(apply)), _mover(sym)
+        attempt = functools.partial(_trial, run, move, sym, start, keys, limits, level != "data")
+        trials = [_settled(attempt, f"{_seed(key)} {trial}", next(strengths)) for trial in range(num)]
     ratios, noises = (np.array([getattr(trial, name) for trial in trials]) for name in ("ratio", "noise"))
     limit = max(limits.tolerance, float(noises.flat[ratios.argmax()]))
     worst = [float(ratio) * limit for ratio in ratios.max(axis=0)]
@@ -166,6 +168,8 @@ def wide(tree: PyTree, dtype: Any = "float64") -> PyTree:
     """Floating leaves as float64, or another type; integers and keys as they are."""
 
     def widen(leaf: Any) -> Any:
+        if isinstance(leaf, jax.Array) and not isinstance(leaf, jax.core.Tracer) and jnp.issubdtype(leaf.dtype, jnp.floating):
+            return jnp.asarray(np.asarray(leaf).astype(dtype))  # on the host, where nothing compiles
         leaf = jnp.asarray(leaf)
         return leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
 
@@ -178,18 +182,16 @@ def perturbed(key: Array, tree: PyTree, scale: float = 0.3) -> PyTree:
     The noise has ``scale`` times the root mean square of its leaf, or of what an initialiser would give a leaf that is zero.
     """
     tree = jax.tree.map(jnp.asarray, tree)
-    return jax.tree.map(lambda leaf, noise: _shifted(leaf, noise, scale), tree, _noise(key, tree))
+    noise = jax.random.normal(key, (sum(leaf.size for leaf in jax.tree.leaves(tree)),))
+    return jax.tree.map(lambda leaf, own: _shifted(leaf, own, scale), tree, _like(tree, noise))
 
 
-def _noise(key: Array, tree: PyTree) -> PyTree:
-    """Standard normal noise like every leaf; one draw of a round size for all, because each size compiles for long."""
+def _like(tree: PyTree, noise: Any) -> PyTree:
+    """Cut one draw into leaves."""
     leaves, structure = jax.tree.flatten(tree)
-    total = sum(leaf.size for leaf in leaves)
-    draw: Any = jax.random.normal(key, (1 << max(total - 1, 0).bit_length(),))
-    draw = draw if isinstance(draw, jax.core.Tracer) else np.asarray(draw)
     ends = np.cumsum([leaf.size for leaf in leaves])
     return jax.tree.unflatten(
-        structure, [draw[end - leaf.size : end].reshape(leaf.shape) for end, leaf in zip(ends, leaves, strict=True)]
+        structure, [noise[end - leaf.size : end].reshape(leaf.shape) for end, leaf in zip(ends, leaves, strict=True)]
     )
 
 
@@ -211,7 +213,7 @@ def _nudged(leaf: Any, noise: Any, eps: float) -> Any:
     return (leaf * np.where(noise < 0, 1 - eps, 1 + eps)).astype(leaf.dtype)
 
 
-def _settled(attempt: Callable[..., _Trial], key: Array, strength: float) -> _Trial:
+def _settled(attempt: Callable[..., _Trial], key: str, strength: float) -> _Trial:
     """The first of ever smaller perturbations at which the trial decides; the unperturbed parameters otherwise."""
     for shrink in SHRINK:
         trial = attempt(key, strength, shrink)
@@ -225,29 +227,30 @@ def _settled(attempt: Callable[..., _Trial], key: Array, strength: float) -> _Tr
 
 def _trial(
     run: Callable[..., Array],
+    move: Callable[[PyTree, PyTree], PyTree],
     sym: Symmetry,
     start: tuple[PyTree, Any],
     keys: Sequence[Array | None],
     limits: _Limits,
     move_inputs: bool,
-    key: Array,
+    key: str,
     strength: float,
     shrink: float,
 ) -> _Trial:
     """Compare the outputs at one point: not moved; moved by all, by all after rounding, and by one factor after the other."""
-    noise_key, element_key = jax.random.split(key)
-    noise = _noise(noise_key, start)
+    noise = _like(start, _normal(f"{key} noise", sum(leaf.size for leaf in jax.tree.leaves(start))))
     shifted = jax.tree.map(lambda leaf, own: _shifted(leaf, own, strength * shrink), start, noise)
     params, inputs = shifted[0], shifted[1] if move_inputs else start[1]
     rounded = jax.tree.map(lambda leaf, own: _nudged(leaf, own, limits.eps), params, noise[0])
-    element = sym.sample(element_key, scale=_ELEMENT * max(shrink, SHRINK[-2]))
-    element, still = jax.tree.map(np.asarray, (element, sym.identity()))  # weak types would compile once more each
+    units = _uniform(f"{key} finite", sum(math.prod(factor.shape) for factor in sym.factors))
+    element = sym.element(_ELEMENT * max(shrink, SHRINK[-2]) * _normal(f"{key} continuous", sym.dim), units)
+    still = sym.still()
     alone = [(*still[:i], part, *still[i + 1 :]) for i, part in enumerate(element)]
     rows = [(element, params), (element, rounded), *((one, params) for one in alone)]
     sums = [np.zeros(0)] * 3
     for some in keys:
-        base = np.asarray(run(False, still, params, inputs, some), float)
-        changes = (np.asarray(run(True, *row, inputs, some), float) - base for row in rows)
+        base = np.asarray(run(params, inputs, some), float)
+        changes = (np.asarray(run(move(*row), inputs, some), float) - base for row in rows)
         with np.errstate(all="ignore"):
             pairs = np.array([(change.sum(0), (change**2).sum(0)) for change in changes])
             more = base.sum(0), pairs[:, 0], pairs[:, 1]
@@ -274,12 +277,34 @@ def _judged(base: np.ndarray, change: np.ndarray, square: np.ndarray, count: int
     return _Trial(ratio, noise, defined, defined and bool(finite.all()) and rounding <= limits.tolerance / 8)
 
 
-def _outputs(apply: Callable[..., Any], sym: Symmetry) -> Callable[..., Array]:
-    """All outputs in one vector, at the parameters moved or not, for every key: ``[keys, outputs]``; one row without keys."""
+def _mover(sym: Symmetry) -> Callable[[PyTree, PyTree], PyTree]:
+    """The action on the host, where nothing compiles; a user's own action compiles once."""
+    if any(factor.kind == "action" for factor in sym.factors):
+        return jax.jit(sym.act)
+    return sym.act
 
-    def outputs(moves: Array, element: PyTree, params: PyTree, inputs: Any, keys: Array | None) -> Array:
-        params = jax.tree.map(lambda a, b: jnp.where(moves, a, b), sym.act(element, params), params)
 
+def _seed(key: Array) -> int:
+    """The bits of a key."""
+    typed = jax.dtypes.issubdtype(key.dtype, jax.dtypes.prng_key)
+    return int.from_bytes(np.asarray(jax.random.key_data(key) if typed else key).tobytes(), "little")
+
+
+def _uniform(seed: str, size: int) -> Float[np.ndarray, " size"]:
+    """Uniform noise inside (0, 1) on the host, where nothing compiles."""
+    words = np.frombuffer(random.Random(seed).randbytes(8 * size), "<u8")
+    return ((words >> np.uint64(12)) + 0.5) / 2.0**52
+
+
+def _normal(seed: str, size: int) -> Float[np.ndarray, " size"]:
+    """Standard normal noise on the host."""
+    return scipy.special.ndtri(_uniform(seed, size))
+
+
+def _outputs(apply: Callable[..., Any]) -> Callable[..., Array]:
+    """All outputs in one vector, for every key: ``[keys, outputs]``; one row without keys."""
+
+    def outputs(params: PyTree, inputs: Any, keys: Array | None) -> Array:
         def flat(*inputs: Any) -> Array:
             leaves = [jnp.ravel(leaf) for leaf in jax.tree.leaves(apply(params, *inputs))]
             parts = [x for leaf in leaves for x in ((leaf.real, leaf.imag) if jnp.iscomplexobj(leaf) else (leaf,))]

@@ -156,7 +156,7 @@ def test_dropout_is_symmetric_in_distribution_only(dropout, key):
     checked = js.verify(noisy(net), sym, params, X, key, level="distribution")
     assert checked.ok
     assert 1e-9 < checked.tolerance < 0.2
-    assert checked.by_factor[kinds.index("scaling")] < 1e-9  # exact for every key
+    assert checked.by_factor[kinds.index("scaling")] < 1e-5 * checked.tolerance  # exact for every key
 
 
 def test_wrong_groups_fail_in_distribution(dropout):
