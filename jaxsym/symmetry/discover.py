@@ -15,6 +15,7 @@ from jaxsym.symmetry.checks import checked
 from jaxsym.symmetry.factors import Factor
 from jaxsym.symmetry.group import Approximate, Symmetry
 from jaxsym.symmetry.idioms import centre_variances, drop_unused
+from jaxsym.symmetry.outline import outline
 from jaxsym.symmetry.rules import CATALOGUE, unknown, weigh
 from jaxsym.symmetry.solve import Solver
 from jaxsym.symmetry.trace import Program, trace
@@ -66,6 +67,7 @@ def discover(apply: Callable[..., Any], params: PyTree, *inputs: Any) -> Symmetr
     checked(apply, params, inputs)
     program = trace(apply, params, *inputs)
     centre_variances(program)
+    outline(program)
     drop_unused(program)
     shapes = _tie(program)
     scalings, signs = (weigh(program, shapes, sign=sign) for sign in (False, True))

@@ -106,6 +106,16 @@ def _bending(rule: Rule, bend: str) -> Rule:
     return rule._replace(weigh=weigh)
 
 
+def _outlined_weigh(weights: Weights, equation: Equation) -> None:
+    """A function of one variable that was probed."""
+    (value,), (output,) = equation.inputs, equation.outputs
+    power = {"odd": 1, "even": 0, None: None}[equation.params["parity"]] if weights.sign else equation.params["degree"]
+    if power is None:
+        nothing(weights, equation)
+    else:
+        weights.combine(output, [(power, value)])
+
+
 def _power_weigh(weights: Weights, equation: Equation) -> None:
     exponent = equation.params.get("y")
     if exponent is None:
@@ -178,5 +188,6 @@ ELEMENTWISE: dict[str, Rule] = {
         GENERIC,
     ),
 }
+ELEMENTWISE["outlined"] = Rule(_elementwise_shape, _outlined_weigh)
 ELEMENTWISE |= {name: _bending(ELEMENTWISE[name], "shifted") for name in SHIFTED}
 ELEMENTWISE |= {name: _bending(ELEMENTWISE[name], "phase") for name in PERIODIC}

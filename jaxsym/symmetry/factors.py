@@ -11,10 +11,11 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import scipy.linalg
 from jaxtyping import Array, Float, Int, Shaped
+
+from jaxsym.symmetry.host import namespace
 
 
 class Slot(NamedTuple):
@@ -72,11 +73,6 @@ class Kind(NamedTuple):
     """The element of given coordinates; None for a finite kind."""
     shift: Callable[[Array], Array] | None = None
     """How far an element translates along ``Factor.whole``; None where it never does."""
-
-
-def namespace(*arrays: Any) -> Any:
-    """NumPy where all arrays are NumPy's, so that nothing compiles on the host; ``jax.numpy`` otherwise."""
-    return np if all(isinstance(array, np.ndarray | np.generic) for array in arrays) else jnp
 
 
 def _permutation_identity(factor: Factor) -> Any:

@@ -179,7 +179,9 @@ class Symmetry:
             If a leaf is missing or has another shape than the group was found on.
         """
         paths, structure = jax.tree_util.tree_flatten_with_path(params)
-        moved: dict[str, Any] = {tree.name(path): leaf if isinstance(leaf, np.ndarray) else jnp.asarray(leaf) for path, leaf in paths}
+        moved: dict[str, Any] = {
+            tree.name(path): leaf if isinstance(leaf, np.ndarray) else jnp.asarray(leaf) for path, leaf in paths
+        }
         for name, shape in self.shapes.items():
             if name not in moved or moved[name].shape != shape:
                 got = f"has shape {moved[name].shape}" if name in moved else "is missing"

@@ -5,12 +5,11 @@ import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from jaxsym.symmetry.factors import namespace
+from jaxsym.symmetry.host import namespace, run
 from jaxsym.symmetry.shifts import Centre, Core, Cut, Einsum, Map, Put, Reshape, Shift, Variable, groups
 from jaxsym.symmetry.trace import Equation, Program, Value
 
@@ -43,7 +42,7 @@ class Translation:
     def _coefficients(self, params: Mapping[str, Array]) -> Callable[[Value], Array]:
         known: dict[Value, Array] = {value: params[path] for value, path in self.leaves}
         for equation in self.equations:
-            known[equation.outputs[0]] = _run(equation, [_read(known, value) for value in equation.inputs])
+            known[equation.outputs[0]] = run(equation, [_read(known, value) for value in equation.inputs])
         return functools.partial(_read, known)
 
     def _chart(self, params: Mapping[str, Array]) -> Array:
@@ -159,29 +158,6 @@ def _clash(one: Translation, other: Translation) -> bool:
 
 def _read(known: Mapping[Value, Array], value: Value) -> Any:
     return np.asarray(value.constant) if value.constant is not None else known[value]
-
-
-def _run(equation: Equation, inputs: list[Array]) -> Any:
-    """One equation in the precision of its operands, whatever precision it was traced in."""
-    on_host = namespace(*inputs) is np
-    floating = [x.dtype for x in inputs if jnp.issubdtype(x.dtype, jnp.floating)]
-    if (
-        equation.primitive == "convert_element_type"
-        and floating
-        and jnp.issubdtype(equation.outputs[0].dtype, jnp.floating)
-    ):
-        return inputs[0]
-    if floating:
-        widest = jnp.result_type(*floating)
-        inputs = [x.astype(widest) if jnp.issubdtype(x.dtype, jnp.floating) else x for x in inputs]
-    if equation.primitive == "dot_general":
-        left, right = inputs
-        result = jax.lax.dot_general(left, right, equation.params["dimension_numbers"], precision="highest")
-    else:
-        assert equation.bind is not None
-        results = equation.bind(*map(jnp.asarray, inputs))
-        result = results[0] if isinstance(results, list | tuple) else results
-    return np.asarray(result) if on_host else result
 
 
 def _on(array: Array, place: Map) -> Array:

@@ -168,7 +168,11 @@ def wide(tree: PyTree, dtype: Any = "float64") -> PyTree:
     """Floating leaves as float64, or another type; integers and keys as they are."""
 
     def widen(leaf: Any) -> Any:
-        if isinstance(leaf, jax.Array) and not isinstance(leaf, jax.core.Tracer) and jnp.issubdtype(leaf.dtype, jnp.floating):
+        if (
+            isinstance(leaf, jax.Array)
+            and not isinstance(leaf, jax.core.Tracer)
+            and jnp.issubdtype(leaf.dtype, jnp.floating)
+        ):
             return jnp.asarray(np.asarray(leaf).astype(dtype))  # on the host, where nothing compiles
         leaf = jnp.asarray(leaf)
         return leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf

@@ -1,0 +1,38 @@
+"""Computing on the host: NumPy in, NumPy out, so that nothing compiles; and single equations in any precision."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from jaxsym.symmetry.trace import Equation
+
+
+def namespace(*arrays: Any) -> Any:
+    """NumPy where all arrays are NumPy's, so that nothing compiles on the host; ``jax.numpy`` otherwise."""
+    return np if all(isinstance(array, np.ndarray | np.generic) for array in arrays) else jnp
+
+
+def run(equation: Equation, inputs: list[Array]) -> Any:
+    """One equation in the precision of its operands, whatever precision it was traced in."""
+    on_host = namespace(*inputs) is np
+    floating = [x.dtype for x in inputs if jnp.issubdtype(x.dtype, jnp.floating)]
+    if (
+        equation.primitive == "convert_element_type"
+        and floating
+        and jnp.issubdtype(equation.outputs[0].dtype, jnp.floating)
+    ):
+        return inputs[0]
+    if floating:
+        widest = jnp.result_type(*floating)
+        inputs = [x.astype(widest) if jnp.issubdtype(x.dtype, jnp.floating) else x for x in inputs]
+    if equation.primitive == "dot_general":
+        left, right = inputs
+        result = jax.lax.dot_general(left, right, equation.params["dimension_numbers"], precision="highest")
+    else:
+        assert equation.bind is not None
+        results = equation.bind(*map(jnp.asarray, inputs))
+        result = results[0] if isinstance(results, list | tuple) else results
+    return np.asarray(result) if on_host else result
