@@ -2,7 +2,7 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -19,8 +19,8 @@ from jaxsym.symmetry.translations import Flip, Search
 from jaxsym.symmetry.weights import Shapes
 
 
-def affine(program: Program, shapes: Shapes, solver: Solver) -> tuple[Factor, ...]:
-    """The factors that translate: translations, phases, and signs that leave a shift."""
+def affine(program: Program, shapes: Shapes, solver: Solver, linear: Sequence[Factor]) -> tuple[Factor, ...]:
+    """The factors that translate: translations, phases, and signs that leave a shift; ``linear`` are all others."""
     bent = [
         entry
         for kind, bend in (("phase", "phase"), ("sign", "shifted"))
@@ -33,7 +33,7 @@ def affine(program: Program, shapes: Shapes, solver: Solver) -> tuple[Factor, ..
     search = Search(program, shapes, CATALOGUE, flips)
     recipes, moves = Recipes(program, search.known.derived.values()), search.moves()
     wholes = {variable: recipes.translation(variable, moved) for variable, moved in moves.items()}
-    plain = [whole for variable, whole in wholes.items() if not variable.flip]
+    plain = [whole for variable, whole in wholes.items() if not variable.flip and not _uneven(variable, linear)]
     factors = []
     for whole in commuting(sorted(plain, key=lambda one: len(one.variable.constant))):
         shape = whole.variable.shape or (1,)
@@ -50,6 +50,18 @@ def affine(program: Program, shapes: Shapes, solver: Solver) -> tuple[Factor, ..
         classes = () if factor.kind == "phase" else factor.classes
         factors.append(factor._replace(slots=slots, classes=classes, whole=taken))
     return tuple(sorted(factors, key=lambda factor: factor.kind == "sign"))
+
+
+def _uneven(variable: Variable, linear: Sequence[Factor]) -> bool:
+    """Whether signs or scalings of single units would make a constant translation uneven: the two generate more than is known."""
+    path = tuple(variable.leaf.path.split("/"))
+    return variable.along is None and any(
+        not variable.constant.isdisjoint(slot.axes)
+        for factor in linear
+        if factor.kind in ("sign", "scaling") and factor.classes != (-1,)
+        for slot in factor.slots
+        if slot.path == path
+    )
 
 
 def _bent(

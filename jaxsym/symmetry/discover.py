@@ -76,7 +76,7 @@ def discover(apply: Callable[..., Any], params: PyTree, *inputs: Any) -> Symmetr
     relaxed = weigh(program, shapes, sign=False, small=EPSILON) if _small(program) else None
     approximate = [] if relaxed is None else [factor for _, _, factor in solver.further(relaxed, "scaling")]
     sizes = {path: value.shape for path, value in program.parameters.items()}
-    factors = affine(program, shapes, solver) + factors
+    factors = affine(program, shapes, solver, factors) + factors
     moved = {(slot.path, slot.axis) for factor in factors for slot in factor.slots}
     pinned = tuple(pin for pin in pinned if (pin.path, pin.axis) not in moved)
     sym = Symmetry(factors, pinned, sizes)
