@@ -14,7 +14,7 @@ from jaxsym.symmetry.affine import affine
 from jaxsym.symmetry.checks import checked
 from jaxsym.symmetry.factors import Factor
 from jaxsym.symmetry.group import Approximate, Symmetry
-from jaxsym.symmetry.idioms import centre_variances, drop_unused
+from jaxsym.symmetry.idioms import centre_variances, drop_unused, lift_slices
 from jaxsym.symmetry.outline import outline
 from jaxsym.symmetry.rules import CATALOGUE, unknown, weigh
 from jaxsym.symmetry.solve import Solver
@@ -67,6 +67,7 @@ def discover(apply: Callable[..., Any], params: PyTree, *inputs: Any) -> Symmetr
     checked(apply, params, inputs)
     program = trace(apply, params, *inputs)
     centre_variances(program)
+    lift_slices(program)
     outline(program)
     drop_unused(program)
     shapes = _tie(program)

@@ -189,5 +189,6 @@ ELEMENTWISE: dict[str, Rule] = {
     ),
 }
 ELEMENTWISE["outlined"] = Rule(_elementwise_shape, _outlined_weigh)
+ELEMENTWISE["linear"] = _unary(1, "odd")
 ELEMENTWISE |= {name: _bending(ELEMENTWISE[name], "shifted") for name in SHIFTED}
 ELEMENTWISE |= {name: _bending(ELEMENTWISE[name], "phase") for name in PERIODIC}

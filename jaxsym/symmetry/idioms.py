@@ -1,12 +1,13 @@
-"""Formulas that hide what they compute, written out: the fast variance ``E x^2 - (E x)^2`` is ``E (x - E x)^2``.
+"""Formulas that hide what they compute, written out: the fast variance ``E x^2 - (E x)^2`` is ``E (x - E x)^2``, a slice of a reshape a reshape of a slice.
 
 An algebraic identity, so nothing is assumed; but on the right-hand side every rule sees that a constant added to ``x`` drops out, and that only
 a sum of squares is left.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -124,3 +125,81 @@ def _centred(equation: Equation, value: Value, axes: tuple[int, ...], mean: Valu
         last = new(output.shape)
         yield Equation("reshape", [total], [last], {"new_sizes": output.shape}, lambda x: jnp.reshape(x, output.shape))
     yield Equation("div", [last, count], [output], {}, jnp.divide)
+
+
+def lift_slices(program: Program) -> None:
+    """Slice before an axis is taken apart, not after, in place: ``(x W).reshape(.., 3, H, K)[.., 0, :, :]`` reads a block of W's columns."""
+    made, equations = producers(program), []
+    for equation in program.equations:
+        current = equation
+        after: list[Equation] = []
+        while current.primitive == "slice" and (found := _lifted(made, current)) is not None:
+            current, later = found
+            after.insert(0, later)
+        equations += [current, *after]
+    program.equations[:] = equations
+
+
+def _lifted(made: Producers, equation: Equation) -> tuple[Equation, Equation] | None:
+    """A slice of a reshaped or transposed value as the same of a slice."""
+    (whole,), (output,) = equation.inputs, equation.outputs
+    inner = made.get(whole)
+    starts, stops = equation.params["start_indices"], equation.params["limit_indices"]
+    strides = equation.params["strides"]
+    if inner is None or inner.primitive not in ("reshape", "transpose") or (strides and set(strides) != {1}):
+        return None
+    (source,) = inner.inputs
+    ranges = list(zip(starts, stops, strict=True))
+    if inner.primitive == "transpose":
+        order = inner.params["permutation"]
+        limits = [ranges[order.index(i)] for i in range(len(order))]
+        params, bind = {"permutation": order}, lambda x: jnp.transpose(x, order)
+    else:
+        found = _before_reshape(source.shape, whole.shape, ranges)
+        if found is None:
+            return None
+        limits = found
+        params, bind = {"new_sizes": output.shape}, lambda x: jnp.reshape(x, output.shape)
+    low, high = tuple(a for a, _ in limits), tuple(b for _, b in limits)
+    part = Value(tuple(b - a for a, b in limits), source.dtype, "equation", loops=output.loops)
+    cut = {"start_indices": low, "limit_indices": high, "strides": None}
+    sliced = Equation("slice", [source], [part], cut, lambda x: jax.lax.slice(x, low, high))
+    return sliced, Equation(inner.primitive, [part], [output], params, bind)
+
+
+def _before_reshape(
+    before: tuple[int, ...], after: tuple[int, ...], ranges: Sequence[tuple[int, int]]
+) -> list[tuple[int, int]] | None:
+    """The ranges of a slice that comes before a reshape; None where it would not be one block of one axis."""
+    limits = []
+    for left, right in groups(before, after):
+        wide = [j for j in right if after[j] != 1]
+        partial = [j for j in right if ranges[j] != (0, after[j])]
+        inside = [i for i in left if before[i] != 1]
+        if partial and (partial != wide[:1] or len(inside) != 1):
+            return None
+        row = math.prod(after[j] for j in wide[1:])
+        for i in left:
+            a, b = ranges[partial[0]] if partial and i in inside else (0, before[i])
+            limits.append((a * row, b * row) if partial and i in inside else (0, before[i]))
+    return limits
+
+
+def groups(before: Sequence[int], after: Sequence[int]) -> Iterable[tuple[list[int], list[int]]]:
+    """The finest groups of axes with equal products; trailing axes of size 1 go to the last group."""
+    i = j = 0
+    while i < len(before) or j < len(after):
+        left, right = [], []
+        a = b = 1
+        while True:
+            if (a <= b or j == len(after)) and i < len(before):
+                a *= before[i]
+                left.append(i)
+                i += 1
+            elif j < len(after):
+                b *= after[j]
+                right.append(j)
+                j += 1
+            if (a == b and a != 1) or (i == len(before) and j == len(after)):
+                break
+        yield left, right

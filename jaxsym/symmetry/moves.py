@@ -10,7 +10,8 @@ import numpy as np
 from jaxtyping import Array
 
 from jaxsym.symmetry.host import namespace, run
-from jaxsym.symmetry.shifts import Centre, Core, Cut, Einsum, Map, Put, Reshape, Shift, Variable, groups
+from jaxsym.symmetry.idioms import groups
+from jaxsym.symmetry.shifts import Centre, Core, Cut, Einsum, Map, Put, Reshape, Shift, Variable
 from jaxsym.symmetry.trace import Equation, Program, Value
 
 

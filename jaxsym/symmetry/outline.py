@@ -4,6 +4,8 @@ Where two operands meet (``x * sigmoid(x)``, ``where(x > 1, 1, where(x < -1, -1,
 one value, index by index, the sub-graph between is one function of it, and stands as one equation when it is odd, even or homogeneous.
 """
 
+import functools
+import operator
 from fractions import Fraction
 from typing import Any
 
@@ -35,11 +37,14 @@ def outline(program: Program) -> None:
             continue
         if np.issubdtype(equation.outputs[0].dtype, np.floating) and (found := _cut(made, order, equation)) is not None:
             source, body = found
-            degree, parity = _probed(source, body, equation.outputs[0])
-            if degree is not None or parity is not None:
+            degree, parity, slope = _probed(source, body, equation.outputs[0])
+            if (degree, parity) == (1, "odd"):
+                linear = functools.partial(operator.mul, slope)
+                params = {"slope": slope, "degree": degree, "parity": parity}
+                program.equations[position] = Equation("linear", [source], equation.outputs, params, linear)
+            elif degree is not None or parity is not None:
                 params = {"degree": degree, "parity": parity}
-                new = Equation("outlined", [source], equation.outputs, params, None)
-                program.equations[position] = new
+                program.equations[position] = Equation("outlined", [source], equation.outputs, params)
 
 
 def _cut(made: Producers, order: dict[Equation, int], last: Equation) -> tuple[Value, list[Equation]] | None:
@@ -64,8 +69,8 @@ def _open(made: Producers, value: Value, shape: tuple[int, ...]) -> bool:
     return value in made and made[value].primitive in ELEMENTWISE and value.shape == shape
 
 
-def _probed(source: Value, body: list[Equation], result: Value) -> tuple[Fraction | None, str | None]:
-    """The degree for positive factors, and odd, even or neither."""
+def _probed(source: Value, body: list[Equation], result: Value) -> tuple[Fraction | None, str | None, float]:
+    """The degree for positive factors; odd, even or neither; and the value at 1."""
 
     def at(points: np.ndarray) -> np.ndarray:
         known = {source: points}
@@ -78,16 +83,16 @@ def _probed(source: Value, body: list[Equation], result: Value) -> tuple[Fractio
         return known[result]
 
     with jax.enable_x64(True), np.errstate(all="ignore"):
-        up, down = at(GRID), at(-GRID)
+        up, down, slope = at(GRID), at(-GRID), float(at(np.ones(1))[0])
         both, steps = np.concatenate([up, down]), np.concatenate([GRID, -GRID])
         if not np.isfinite(both).all() or not both.any():
-            return None, None
+            return None, None, 0.0
         parity = "odd" if _same(down, -up) else "even" if _same(down, up) else None
         scaled = [(factor, at(factor * steps)) for factor in FACTORS]
     for degree in DEGREES:
         if all(_same(values, factor ** float(degree) * both) for factor, values in scaled):
-            return degree, parity
-    return None, parity
+            return degree, parity, slope
+    return None, parity, slope
 
 
 def _same(one: np.ndarray, other: np.ndarray) -> bool:

@@ -58,8 +58,8 @@ def _pass_rule(search: Search, equation: Equation) -> None:
     if not np.issubdtype(output.dtype, np.inexact):
         search.block(value)
         return
-    sign = -1.0 if equation.primitive == "neg" else 1.0
-    search.put(output, _moved(search, value, range(len(output.shape)), sign))
+    factor = -1.0 if equation.primitive == "neg" else equation.params.get("slope", 1.0)
+    search.put(output, _moved(search, value, range(len(output.shape)), factor))
 
 
 def _multiply_rule(search: Search, equation: Equation) -> None:
@@ -215,7 +215,7 @@ def _join_rule(search: Search, equation: Equation) -> None:
 
 
 def _gather_rule(search: Search, equation: Equation) -> None:
-    """Rows by index: shifts that are the same in every row."""
+    """Rows by index: of shifts that differ from row to row only the kind is followed."""
     value, output = equation.inputs[0], equation.outputs[0]
     numbers = equation.params["dimension_numbers"]
     batch = [i for i in range(len(output.shape)) if i not in numbers.offset_dims]
@@ -224,8 +224,22 @@ def _gather_rule(search: Search, equation: Equation) -> None:
         getattr(numbers, "operand_batching_dims", ()), getattr(numbers, "start_indices_batching_dims", ()), strict=True
     ):
         from_output[batch[row]] = axis
-    search.split(value, [i for i in range(len(value.shape)) if i not in from_output.values()])
-    search.put(output, _moved(search, value, [from_output.get(i) for i in range(len(output.shape))]))
+    looked_up = [i for i in range(len(value.shape)) if i not in from_output.values()]
+    parts: Parts = []
+    for (core, place), c in search.shift(value).items():
+        if all(place[i] is None for i in looked_up):
+            parts.append(
+                (
+                    c,
+                    core,
+                    tuple(None if i not in from_output else place[from_output[i]] for i in range(len(output.shape))),
+                )
+            )
+            continue
+        even = tuple(target for target, axis in from_output.items() if place[axis] is None)
+        term = search.algebra.apply(Opaque(output, 0, output.shape, even), core, place)
+        parts += [] if term is None else [(c * term[0], term[1], term[2])]
+    search.put(output, parts)
 
 
 def _dynamic_slice_rule(search: Search, equation: Equation) -> None:
@@ -284,7 +298,7 @@ def _no_rule(search: Search, equation: Equation) -> None:
 
 CATALOGUE: dict[str, ShiftRule] = {
     **dict.fromkeys(("add", "sub", "add_any"), _add_rule),
-    **dict.fromkeys(IDENTITIES, _pass_rule),
+    **dict.fromkeys((*IDENTITIES, "linear"), _pass_rule),
     **dict.fromkeys(("mul", "div"), _multiply_rule),
     **dict.fromkeys(("max", "min"), _larger_rule),
     **dict.fromkeys(("reduce_max", "reduce_min"), _extreme_rule),

@@ -8,10 +8,10 @@ constant. Two terms with one core and one map are equal, and cancel.
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from jaxsym.symmetry.facts import Fact
+from jaxsym.symmetry.idioms import groups
 from jaxsym.symmetry.trace import Value
 
 Map = tuple[int | None, ...]
@@ -339,26 +339,6 @@ class Algebra:
         outer = tuple(order.index(i) if i in order else None for i in range(op.rank))
         shape = tuple(new if i == op.axis else core.shape[place[i]] for i in order)  # type: ignore[index]
         return 1.0, self._core(core.variable, shape, core.parametric, op, core, place, outer), outer
-
-
-def groups(before: Sequence[int], after: Sequence[int]) -> Iterable[tuple[list[int], list[int]]]:
-    """The finest groups of axes with equal products; trailing axes of size 1 go to the last group."""
-    i = j = 0
-    while i < len(before) or j < len(after):
-        left, right = [], []
-        a = b = 1
-        while True:
-            if (a <= b or j == len(after)) and i < len(before):
-                a *= before[i]
-                left.append(i)
-                i += 1
-            elif j < len(after):
-                b *= after[j]
-                right.append(j)
-                j += 1
-            if (a == b and a != 1) or (i == len(before) and j == len(after)):
-                break
-        yield left, right
 
 
 def covers(one: Map, other: Map) -> bool:

@@ -238,20 +238,20 @@ class Search:
     def _prune(self) -> None:
         for own in self.variables.values():
             for variable in own:
-                finer = (
-                    v
-                    for v in own
-                    if v.along is None
-                    and v.block in ((), variable.block)
-                    and v.constant < variable.constant
-                    and v not in self.dead
-                    and v not in self.solved
-                )
-                if variable.along is None and any(finer):
+                if variable.along is None and self._contained(variable, own):
                     self.dead.add(variable)
         for one, other in self.products:
             left, right = ({core.variable for core, _ in self._resolve(side)} for side in (one, other))
             self.dead |= left & right
+
+    def _contained(self, variable: Variable, own: Sequence[Variable]) -> bool:
+        """Whether freer variables of the same leaf do all that this one does: on the same block, or on every block of the leaf."""
+        freer = [v for v in own if v.along is None and v is not variable and v.constant <= variable.constant]
+        freer = [v for v in freer if v not in self.dead and v not in self.solved]
+        if any(v.block in ((), variable.block) and v.constant < variable.constant for v in freer):
+            return True
+        blocks = {v.block for v in own if v.block}
+        return not variable.block and bool(blocks) and blocks <= {v.block for v in freer}
 
     def moves(self) -> dict[Variable, dict[Value, Shift]]:
         """For every free variable the shift that it gives to every leaf, in the order of the leaves."""
@@ -260,7 +260,22 @@ class Search:
         for leaf, own in self.variables.items():
             for (core, place), coefficient in self._resolve({self.algebra.own(v): 1.0 for v in own}).items():
                 found[core.variable].setdefault(leaf, {})[core, place] = coefficient
-        return {v: moved for v, moved in found.items() if moved and v not in self.dead}
+        free = {v: moved for v, moved in found.items() if moved and v not in self.dead}
+        plain = {v: alone for v, moved in free.items() if (alone := _alone(moved)) is not None}
+        return {v: moved for v, moved in free.items() if v not in plain or not _inside(plain, v)}
+
+
+def _alone(moved: dict[Value, Shift]) -> tuple[Value, Map] | None:
+    """The leaf and the map of a translation that moves nothing else, as it is."""
+    ((leaf, shift), *others) = moved.items()
+    ((core, place), *more) = shift
+    return (leaf, place) if core.bare and not others and not more else None
+
+
+def _inside(plain: Mapping[Variable, tuple[Value, Map]], variable: Variable) -> bool:
+    """Whether another translation of the same leaf varies along more axes, and does all that this one does."""
+    leaf, place = plain[variable]
+    return any(other_leaf is leaf and other != place and covers(other, place) for other_leaf, other in plain.values())
 
 
 def _spans(axis: Atom) -> list[tuple[int, int]]:

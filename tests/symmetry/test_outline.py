@@ -15,7 +15,7 @@ FUNCTIONS = {
     "hard tanh": (jax.nn.hard_tanh, {"sign"}),
     "clip": (lambda x: jnp.clip(x, -1, 1), {"sign"}),
     "uneven clip": (lambda x: jnp.clip(x, -1, 2), set()),
-    "difference of two relu": (lambda x: jax.nn.relu(x) - jax.nn.relu(-x), {"scaling", "sign"}),
+    "difference of two squares": (lambda x: jax.nn.relu(x) ** 2 - jax.nn.relu(-x) ** 2, {"scaling", "sign"}),
     "soft sign": (jax.nn.soft_sign, {"sign"}),
     "x |x|": (lambda x: x * jnp.abs(x), {"scaling", "sign"}),
     "gate by a comparison": (lambda x: x * (x > 0), {"scaling"}),
@@ -52,3 +52,8 @@ def test_the_kinds_are_what_the_function_does(name):
     homogeneous = any(np.allclose(double, 2**degree * up, rtol=1e-12) for degree in (1, 2))
     assert odd_or_even == ("sign" in kinds)
     assert homogeneous == ("scaling" in kinds)
+
+
+def test_the_identity_in_disguise_is_linear():
+    sym = js.discover(through(lambda x: jax.nn.relu(x) - jax.nn.relu(-x)), PARAMS, X)
+    assert [factor.kind for factor in sym.factors] == ["general_linear"]
