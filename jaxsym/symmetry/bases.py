@@ -198,6 +198,12 @@ class _Search:
         elif name == "transpose":
             order = equation.params["permutation"]
             self.even[equation.outputs[0]] = {i for i, a in enumerate(order) if a in self.even[equation.inputs[0]]}
+        elif name == "reshape" and _unit_axes(equation):
+            value, output = equation.inputs[0], equation.outputs[0]
+            wide = [i for i, size in enumerate(value.shape) if size != 1]
+            now = [i for i, size in enumerate(output.shape) if size != 1]
+            even = {j for i, j in zip(wide, now, strict=True) if i in self.even[value]}
+            self.even[output] = even | (set(range(len(output.shape))) - set(now))
         elif name == "reshape":
             for axis in self.even[equation.inputs[0]]:
                 self.refused.update(leaves(self.shapes.axes(equation.inputs[0])[axis]))
@@ -346,6 +352,12 @@ class _Search:
         if equation.params["feature_group_count"] > 1:
             self.refuse(value, numbers.lhs_spec[1])
             self.refuse(kernel, numbers.rhs_spec[0])
+
+
+def _unit_axes(equation: Equation) -> bool:
+    """Whether a reshape only adds and takes away axes of size 1."""
+    before, after = ([size for size in v.shape if size != 1] for v in (equation.inputs[0], equation.outputs[0]))
+    return before == after
 
 
 def _free(shapes: Shapes, value: Value, axis: int) -> bool:

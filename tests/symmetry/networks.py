@@ -446,7 +446,7 @@ BUILDERS = {
         {("sign", 4, 1): 1, ("permutation", 4, 1): 1},
     ),
     "fused attention with biases": lambda: module(
-        Fused(), SEQUENCE, {("translation", 3, 2): 2, ("general_linear", 3, 2): 2, ("permutation", 2, 1): 1}
+        Fused(), SEQUENCE, {("translation", 6, 1): 2, ("general_linear", 3, 2): 2, ("permutation", 2, 1): 1}
     ),
     "transformer": lambda: transformer(
         {
