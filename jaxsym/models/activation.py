@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxsym.catalogue import find
+
 Activation = Callable[[Float[Array, "*shape"]], Float[Array, "*shape"]]
 
 CATALOGUE: dict[str, Activation] = {
@@ -26,3 +28,14 @@ CATALOGUE: dict[str, Activation] = {
     "relu6": jax.nn.relu6,
     "abs": jnp.abs,
 }
+
+
+def resolve(activation: str | Activation, role: str = "activation") -> Activation:
+    """The function itself, or the one of this name.
+
+    Raises
+    ------
+    ValueError
+        If there is no activation of this name; ``role`` says in the message what it was for.
+    """
+    return find(CATALOGUE, activation, role) if isinstance(activation, str) else activation

@@ -7,8 +7,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxsym.catalogue import find
-from jaxsym.models import activation as activations
+from jaxsym.models.activation import Activation, resolve
 
 
 class CNN(nn.Module):
@@ -39,14 +38,13 @@ class CNN(nn.Module):
 
     features: Sequence[int]
     num_outputs: int
-    activation: str | activations.Activation = "relu"
+    activation: str | Activation = "relu"
     norm: str | None = None
     num_groups: int = 2
 
     def __post_init__(self) -> None:
         """Refuse unknown names when they are written down."""
-        if isinstance(self.activation, str):
-            find(activations.CATALOGUE, self.activation, "activation")
+        resolve(self.activation)
         if self.norm not in (None, "batch", "group"):
             msg = f"CNN: norm is {self.norm!r}, expected None, 'batch' or 'group'."
             raise ValueError(msg)
@@ -55,7 +53,7 @@ class CNN(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "*batch H W C"], train: bool = False) -> Float[Array, "*batch outputs"]:
         """Outputs ``[..., num_outputs]`` for images ``[..., H, W, C]``; ``train`` uses and updates batch statistics."""
-        act = activations.CATALOGUE[self.activation] if isinstance(self.activation, str) else self.activation
+        act = resolve(self.activation)
         for width in self.features:
             x = nn.Conv(width, (3, 3))(x)
             if self.norm == "batch":

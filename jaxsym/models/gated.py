@@ -5,8 +5,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxsym.catalogue import find
-from jaxsym.models import activation as activations
+from jaxsym.models.activation import Activation, resolve
 from jaxsym.models.mlp import MLP
 
 
@@ -45,19 +44,18 @@ class GatedMLP(nn.Module):
 
     hidden: int
     num_outputs: int
-    gate: str | activations.Activation = "silu"
+    gate: str | Activation = "silu"
     use_bias: bool = True
 
     def __post_init__(self) -> None:
         """Refuse an unknown gate when it is written down."""
-        if isinstance(self.gate, str):
-            find(activations.CATALOGUE, self.gate, "gate")
+        resolve(self.gate, "gate")
         super().__post_init__()
 
     @nn.compact
     def __call__(self, x: Float[Array, "*batch inputs"]) -> Float[Array, "*batch outputs"]:
         """Outputs ``[..., num_outputs]`` for inputs ``[..., D]``."""
-        act = activations.CATALOGUE[self.gate] if isinstance(self.gate, str) else self.gate
+        act = resolve(self.gate)
         gates = act(nn.Dense(self.hidden, self.use_bias, name="gates")(x))
         values = nn.Dense(self.hidden, self.use_bias, name="values")(x)
         return nn.Dense(self.num_outputs, self.use_bias, name="out")(gates * values)
@@ -93,7 +91,7 @@ class SoftMixture(nn.Module):
     experts: int
     hidden: int
     num_outputs: int
-    activation: str | activations.Activation = "relu"
+    activation: str | Activation = "relu"
 
     @nn.compact
     def __call__(self, x: Float[Array, "*batch inputs"]) -> Float[Array, "*batch outputs"]:

@@ -6,8 +6,7 @@ import flax.linen as nn
 import jax
 from jaxtyping import Array, Float
 
-from jaxsym.catalogue import find
-from jaxsym.models import activation as activations
+from jaxsym.models.activation import Activation, resolve
 
 
 class MLP(nn.Module):
@@ -39,7 +38,7 @@ class MLP(nn.Module):
     """
 
     features: Sequence[int]
-    activation: str | activations.Activation = "tanh"
+    activation: str | Activation = "tanh"
     use_bias: bool = True
     kernel_init: jax.nn.initializers.Initializer = jax.nn.initializers.lecun_normal()
     bias_init: jax.nn.initializers.Initializer = jax.nn.initializers.zeros
@@ -55,14 +54,13 @@ class MLP(nn.Module):
                 f"MLP: features is {self.features!r}, expected at least one width, (hidden, ..., output), all positive."
             )
             raise ValueError(msg)
-        if isinstance(self.activation, str):
-            find(activations.CATALOGUE, self.activation, "activation")
+        resolve(self.activation)
         super().__post_init__()
 
     @nn.compact
     def __call__(self, x: Float[Array, "*batch inputs"]) -> Float[Array, "*batch outputs"]:
         """Outputs ``[..., features[-1]]`` for inputs ``[..., D]``."""
-        act = activations.CATALOGUE[self.activation] if isinstance(self.activation, str) else self.activation
+        act = resolve(self.activation)
         for layer, width in enumerate(self.features):
             dense = nn.Dense(width, use_bias=self.use_bias, kernel_init=self.kernel_init, bias_init=self.bias_init)
             x = dense(x if layer == 0 else act(x))

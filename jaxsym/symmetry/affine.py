@@ -30,7 +30,7 @@ def affine(program: Program, shapes: Shapes, solver: Solver, linear: Sequence[Fa
     for _, found in bent:
         for equation, flip in found:
             flips[equation].append(flip)
-    search = Search(program, shapes, CATALOGUE, flips)
+    search = Search(program, shapes, solver.known, CATALOGUE, flips)
     recipes, moves = Recipes(program, search.known.derived.values()), search.moves()
     wholes = {variable: recipes.translation(variable, moved) for variable, moved in moves.items()}
     plain = [whole for variable, whole in wholes.items() if not variable.flip and not _uneven(variable, linear)]
@@ -79,7 +79,7 @@ def _bent(
             on = [
                 axis
                 for axis in range(len(value.shape))
-                if any(solution.get((value, axis, n)) for n in range(len(value.shape) + 9))
+                if any(solution.get((value, axis, n)) for n in range(len(leaves(shapes.axes(value)[axis]))))
             ]
             if on:
                 after, before = (-SHIFTED[equation.primitive], 0.0) if bend == "shifted" else (0.0, math.pi)

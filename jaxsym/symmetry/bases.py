@@ -10,7 +10,8 @@ from fractions import Fraction
 from typing import Any, NamedTuple
 
 from jaxsym.symmetry.atoms import Atom, factors, leaves
-from jaxsym.symmetry.facts import known
+from jaxsym.symmetry.facts import Known
+from jaxsym.symmetry.idioms import wide
 from jaxsym.symmetry.layout import dot_axes
 from jaxsym.symmetry.rules import CATALOGUE
 from jaxsym.symmetry.trace import Equation, Program, Value
@@ -31,9 +32,11 @@ class Bases(NamedTuple):
     """Leaves that are moved after multiplication by a leaf of gains to the power 1 or -1."""
 
 
-def bases(program: Program, shapes: Shapes, scalings: dict[Atom | None, list[dict[Any, Fraction]]]) -> Bases:
+def bases(
+    program: Program, shapes: Shapes, known: Known, scalings: dict[Atom | None, list[dict[Any, Fraction]]]
+) -> Bases:
     """Index sets with a whole change of basis."""
-    search = _Search(program, shapes)
+    search = _Search(program, shapes, known)
     for equation in program.equations:
         search.visit(equation)
     for value in (*program.inputs, *program.outputs):
@@ -57,7 +60,7 @@ def bases(program: Program, shapes: Shapes, scalings: dict[Atom | None, list[dic
 class _Search:
     """One pass over the equations; what an operation mixes, multiplies or bends index by index is refused."""
 
-    def __init__(self, program: Program, shapes: Shapes) -> None:
+    def __init__(self, program: Program, shapes: Shapes, known: Known) -> None:
         self.shapes = shapes
         self.refused: set[Atom] = set()
         self.seen: set[Atom] = set()
@@ -65,7 +68,7 @@ class _Search:
         self.slots: dict[Atom, set[Any]] = defaultdict(set)
         self.even: dict[Value, set[int]] = defaultdict(set)  # axes along which a value is constant
         self.squares: set[tuple[Value, int]] = set()  # values that hold squares along an axis, waiting to be summed
-        self.program, self.known = program, known(program)
+        self.program, self.known = program, known
         self.upright: set[Atom] = set()
         self.gains: set[Value] = set()
         self.frames: dict[Value, tuple[Value, int]] = {}
@@ -198,11 +201,10 @@ class _Search:
         elif name == "transpose":
             order = equation.params["permutation"]
             self.even[equation.outputs[0]] = {i for i, a in enumerate(order) if a in self.even[equation.inputs[0]]}
-        elif name == "reshape" and _unit_axes(equation):
+        elif name == "reshape" and wide(equation.inputs[0].shape) == wide(equation.outputs[0].shape):
             value, output = equation.inputs[0], equation.outputs[0]
-            wide = [i for i, size in enumerate(value.shape) if size != 1]
-            now = [i for i, size in enumerate(output.shape) if size != 1]
-            even = {j for i, j in zip(wide, now, strict=True) if i in self.even[value]}
+            before, now = ([i for i, size in enumerate(v.shape) if size != 1] for v in (value, output))
+            even = {j for i, j in zip(before, now, strict=True) if i in self.even[value]}
             self.even[output] = even | (set(range(len(output.shape))) - set(now))
         elif name == "reshape":
             for axis in self.even[equation.inputs[0]]:
@@ -352,12 +354,6 @@ class _Search:
         if equation.params["feature_group_count"] > 1:
             self.refuse(value, numbers.lhs_spec[1])
             self.refuse(kernel, numbers.rhs_spec[0])
-
-
-def _unit_axes(equation: Equation) -> bool:
-    """Whether a reshape only adds and takes away axes of size 1."""
-    before, after = ([size for size in v.shape if size != 1] for v in (equation.inputs[0], equation.outputs[0]))
-    return before == after
 
 
 def _free(shapes: Shapes, value: Value, axis: int) -> bool:

@@ -20,7 +20,7 @@ from jaxsym.symmetry.rules import CATALOGUE, unknown, weigh
 from jaxsym.symmetry.solve import Solver
 from jaxsym.symmetry.trace import Program, trace
 from jaxsym.symmetry.verify import verify
-from jaxsym.symmetry.weights import Shapes
+from jaxsym.symmetry.weights import Shapes, up_to
 
 EPSILON = 1e-3
 """A constant up to this size that is added is taken for the epsilon of a norm."""
@@ -115,14 +115,8 @@ def _verified(
 
 def _small(program: Program) -> bool:
     """Whether a small constant is added anywhere."""
-    constants = (value.constant for e in program.equations if e.primitive == "add" for value in e.inputs)
-    return any(
-        c is not None
-        and c.size
-        and np.issubdtype(c.dtype, np.floating)
-        and bool(np.all((np.abs(c) <= EPSILON) & (c != 0)))
-        for c in constants
-    )
+    added = (value for e in program.equations if e.primitive == "add" for value in e.inputs)
+    return any(up_to(value, EPSILON) and np.any(value.constant) for value in added)
 
 
 def _tie(program: Program) -> Shapes:

@@ -121,6 +121,18 @@ def permuted(tensor: Shaped[Array, "*copies size rest"], element: Int[Array, "*c
     return namespace(tensor, element).take_along_axis(tensor, element[..., None], axis=element.ndim - 1)
 
 
+ADDITIVE = Kind(
+    identity=lambda factor: np.zeros(factor.shape),
+    draw=None,
+    compose=operator.add,
+    inverse=operator.neg,
+    act=None,
+    dim=lambda size: size,
+    order=lambda size: 1,
+    exp=lambda coordinates, size: coordinates,
+)
+"""Elements that add up, one number a unit."""
+
 CATALOGUE: dict[str, Kind] = {
     "permutation": Kind(
         identity=_permutation_identity,
@@ -143,48 +155,18 @@ CATALOGUE: dict[str, Kind] = {
         exp=None,
         shift=lambda g: (1 - g) / 2,
     ),
-    "scaling": Kind(
-        identity=lambda factor: np.zeros(factor.shape),
-        draw=None,
-        compose=operator.add,
-        inverse=operator.neg,
-        act=lambda g, tensor, exponent: namespace(g).exp(exponent * g)[..., None].astype(tensor.dtype) * tensor,
-        dim=lambda size: size,
-        order=lambda size: 1,
-        exp=lambda coordinates, size: coordinates,
+    "scaling": ADDITIVE._replace(
+        act=lambda g, tensor, exponent: namespace(g).exp(exponent * g)[..., None].astype(tensor.dtype) * tensor
     ),
-    "translation": Kind(
-        identity=lambda factor: np.zeros(factor.shape),
-        draw=None,
-        compose=operator.add,
-        inverse=operator.neg,
-        act=None,
-        dim=lambda size: size,
-        order=lambda size: 1,
-        exp=lambda coordinates, size: coordinates,
-        shift=lambda g: g,
-    ),
-    "phase": Kind(  # half periods of a sine: the numbers of them, one per unit
-        identity=lambda factor: np.zeros(factor.shape),
+    "translation": ADDITIVE._replace(shift=lambda g: g),
+    "phase": ADDITIVE._replace(  # half periods of a sine: the numbers of them, one per unit
         draw=lambda noise: namespace(noise).floor(5 * noise) - 2,
-        compose=operator.add,
-        inverse=operator.neg,
         act=lambda g, tensor, exponent: namespace(g).where(g % 2 == 0, 1, -1)[..., None].astype(tensor.dtype) * tensor,
         dim=lambda size: 0,
-        order=lambda size: 1,
         exp=None,
         shift=lambda g: g,
     ),
-    "action": Kind(  # a user's own one-parameter groups
-        identity=lambda factor: np.zeros(factor.shape),
-        draw=None,
-        compose=operator.add,
-        inverse=operator.neg,
-        act=None,
-        dim=lambda size: size,
-        order=lambda size: 1,
-        exp=lambda coordinates, size: coordinates,
-    ),
+    "action": ADDITIVE,  # a user's own one-parameter groups
     "general_linear": Kind(
         identity=_matrix_identity,
         draw=None,

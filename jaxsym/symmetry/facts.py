@@ -9,7 +9,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from jaxsym.symmetry.idioms import Producers, mean_of, peel, producers
+from jaxsym.symmetry.idioms import Producers, mean_of, peel, producers, wide
 from jaxsym.symmetry.trace import Equation, Program, Value
 
 Base = tuple[Value, tuple[int | None, ...]]
@@ -78,11 +78,9 @@ def _bases(program: Program) -> dict[Value, Base]:
             bases[output] = base, tuple(axes)
         elif equation.primitive in ("convert_element_type", "stop_gradient", "copy"):
             bases[output] = base, place
-        elif equation.primitive in ("reshape", "squeeze"):
-            wide = [place[i] for i, size in enumerate(value.shape) if size != 1]
-            if [s for s in value.shape if s != 1] == [s for s in output.shape if s != 1]:
-                queue = iter(wide)
-                bases[output] = base, tuple(next(queue) if size != 1 else None for size in output.shape)
+        elif equation.primitive in ("reshape", "squeeze") and wide(value.shape) == wide(output.shape):
+            queue = iter(place[i] for i, size in enumerate(value.shape) if size != 1)
+            bases[output] = base, tuple(next(queue) if size != 1 else None for size in output.shape)
     return bases
 
 

@@ -124,11 +124,8 @@ class Symmetry:
                 continue
             each = kind.dim(factor.size)
             size = each * factor.copies
-            if factor.kind in ("scaling", "translation", "action"):
-                element.append(coordinates[start : start + size].reshape(factor.shape))
-            else:
-                part = coordinates[start : start + size].reshape(*factor.shape[:-1], each)
-                element.append(kind.exp(part, factor.size))
+            part = coordinates[start : start + size].reshape(*factor.shape[:-1], each)
+            element.append(kind.exp(part, factor.size))
             start += size
         return tuple(element)
 
@@ -231,19 +228,15 @@ class Symmetry:
 
         def move(tensor: Array, constant: frozenset[int]) -> Array:
             for factor, other in zip(self.factors, by, strict=True):
+                number = factor.classes == (-1,)  # times whole leaves
                 for slot in factor.units if factor.kind not in AFFINE else ():
-                    name = "/".join(slot.path)
-                    if factor.classes == (-1,) and name in (own, gain):  # a number times whole leaves
-                        tensor = _act(factor, other, slot, tensor.reshape(1, 1, -1)).reshape(tensor.shape)
-                    elif name == unit and factor.kind in ("scaling", "sign"):  # measured in what is multiplied, too
-                        undo = functools.partial(_act, factor, _kind(factor).inverse(other), slot)
-                        tensor = (
-                            undo(tensor.reshape(1, 1, -1)).reshape(tensor.shape)
-                            if factor.classes == (-1,)
-                            else _move(tensor, slot, undo)
-                        )
-                    elif name == own and constant.isdisjoint(slot.axes):
-                        tensor = _move(tensor, slot, functools.partial(_act, factor, other, slot))
+                    name, moved = "/".join(slot.path), other
+                    if name == unit and factor.kind in ("scaling", "sign"):  # measured in what is multiplied, too
+                        moved = _kind(factor).inverse(other)
+                    elif not (name in (own, gain) if number else name == own and constant.isdisjoint(slot.axes)):
+                        continue
+                    act = functools.partial(_act, factor, moved, slot)
+                    tensor = act(tensor.reshape(1, 1, -1)).reshape(tensor.shape) if number else _move(tensor, slot, act)
             return tensor
 
         return whole.carried(part, move)
@@ -257,18 +250,18 @@ class Symmetry:
         ]
         head = ("kind", "size", "copies", "moves")
         rows = [row for factor in self.factors for row in _rows(factor, self.shapes)]
-        lines += _columns([head, *rows]) if self.factors else ["nothing moves"]
+        lines += columns([head, *rows]) if self.factors else ["nothing moves"]
         if self.approximate:
             wider: list[tuple[str, ...]] = [("but for an epsilon", "size", "copies", "moves", "changes the outputs by")]
             for factor, residual in self.approximate:
                 first, *others = _rows(factor, self.shapes)
                 said = "not measured" if residual is None else f"{residual:.1e}"
                 wider += [(*first, said), *((*row, "") for row in others)]
-            lines += ["", *_columns(wider)]
+            lines += ["", *columns(wider)]
         if self.pinned:
             lines += [
                 "",
-                *_columns(
+                *columns(
                     [("pinned", "axis", "because"), *(("/".join(p.path), str(p.axis), p.reason) for p in self.pinned)]
                 ),
             ]
@@ -309,7 +302,8 @@ def _describe(slot: Slot, factor: Factor, shapes: dict[str, tuple[int, ...]]) ->
     return f"{name} axis {slot.axis}{part}{power}"
 
 
-def _columns(rows: Iterable[tuple[str, ...]]) -> list[str]:
+def columns(rows: Iterable[tuple[str, ...]]) -> list[str]:
+    """The lines of a table."""
     rows = list(rows)
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]

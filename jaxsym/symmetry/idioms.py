@@ -26,13 +26,14 @@ def peel(made: Producers, value: Value) -> Value:
     """The value before broadcasts, unit axes and conversions."""
     while value in made and made[value].primitive in PASSING:
         inner = made[value].inputs[0]
-        if made[value].primitive == "reshape" and _wide(inner.shape) != _wide(value.shape):
+        if made[value].primitive == "reshape" and wide(inner.shape) != wide(value.shape):
             break
         value = inner
     return value
 
 
-def _wide(shape: tuple[int, ...]) -> list[int]:
+def wide(shape: Sequence[int]) -> list[int]:
+    """The sizes that are not 1: a reshape that leaves them alone only adds and takes away unit axes."""
     return [size for size in shape if size != 1]
 
 
@@ -115,8 +116,7 @@ def _centred(equation: Equation, value: Value, axes: tuple[int, ...], mean: Valu
 
     wide, centred, squared, total = new(slim), new(value.shape), new(value.shape), new(summed)
     count = Value((), value.dtype, "constant", constant=np.asarray(math.prod(value.shape[i] for i in axes), np.float32))
-    flat = mean
-    yield Equation("reshape", [flat], [wide], {"new_sizes": slim}, lambda m: jnp.reshape(m, slim))
+    yield Equation("reshape", [mean], [wide], {"new_sizes": slim}, lambda m: jnp.reshape(m, slim))
     yield Equation("sub", [value, wide], [centred], {}, jnp.subtract)
     yield Equation("square", [centred], [squared], {}, jnp.square)
     yield Equation("reduce_sum", [squared], [total], {"axes": axes}, lambda x: jnp.sum(x, axes))

@@ -16,7 +16,7 @@ from jaxtyping import Array
 from jaxsym.catalogue import find
 from jaxsym.symmetry.checks import checked
 from jaxsym.symmetry.discover import discover
-from jaxsym.symmetry.group import Symmetry
+from jaxsym.symmetry.group import Symmetry, columns
 from jaxsym.symmetry.verify import Verification, verify
 
 WANTED = "(apply, params, inputs): a function apply(params, *inputs), its parameters, and a tuple of its inputs"
@@ -53,8 +53,7 @@ class Inspection(NamedTuple):
             rows.append((factor.kind, str(factor.size), str(factor.copies), place, *self._judged(residuals)))
         rows.append(("all together", "", "", "", *self._judged([v.residual for v in self.verifications])))
         rows.append(("tolerance", "", "", "", *(f"{v.tolerance:.1e}" for v in self.verifications), ""))
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+        lines = columns(rows)
         precision = self.verifications[0].precision
         if precision != "float64":
             lines += [

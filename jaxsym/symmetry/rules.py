@@ -19,6 +19,8 @@ def weigh(program: Program, shapes: Shapes, *, sign: bool, small: float = 0.0, b
     weights = Weights(shapes, program, sign=sign, small=small, bend=bend)
     for equation in program.equations:
         CATALOGUE.get(equation.primitive, unknown(equation.primitive)).weigh(weights, equation)
+    for value in program.parameters.values():
+        weights.touch(value)
     return weights
 
 

@@ -192,7 +192,7 @@ def _slice_rule(search: Search, equation: Equation) -> None:
 def _cut(search: Search, value: Value, ranges: dict[int, tuple[int, int]]) -> Parts:
     parts = [(c, core, place) for (core, place), c in search.shift(value).items()]
     for axis, (start, stop) in ranges.items():
-        op = Cut(axis, start, stop, value.shape[axis], len(value.shape))
+        op = Cut(axis, start, stop, len(value.shape))
         cut = [(c, search.algebra.apply(op, core, place)) for c, core, place in parts]
         parts = [(c * term[0], term[1], term[2]) for c, term in cut if term is not None]
     return parts

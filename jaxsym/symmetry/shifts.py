@@ -7,7 +7,6 @@ constant. Two terms with one core and one map are equal, and cancel.
 
 import dataclasses
 import itertools
-import math
 from typing import Any, NamedTuple
 
 from jaxsym.symmetry.facts import Fact
@@ -79,7 +78,6 @@ class Cut(NamedTuple):
     axis: int
     start: int
     stop: int
-    size: int
     rank: int
 
 
@@ -100,7 +98,7 @@ class Opaque(NamedTuple):
 
 @dataclasses.dataclass(eq=False)
 class Core:
-    """A core tensor; made and compared by :meth:`Algebra.core`."""
+    """A core tensor; made by :class:`Algebra`, compared by identity."""
 
     variable: Variable
     shape: tuple[int, ...]
@@ -352,8 +350,3 @@ def patterns(shape: tuple[int, ...]) -> list[frozenset[int]]:
     axes = [i for i in range(len(shape)) if i not in trivial]
     sizes = range(len(axes) + 1) if len(axes) <= 3 else (0, 1, len(axes) - 1, len(axes))
     return [frozenset(chosen) | trivial for size in sizes for chosen in itertools.combinations(axes, size)]
-
-
-def size_of(variable: Variable) -> int:
-    """How many numbers a translation has."""
-    return math.prod(variable.shape)

@@ -11,6 +11,7 @@ import numpy as np
 from jaxsym.symmetry.atoms import Atom, leaves, places
 from jaxsym.symmetry.bases import Bases, bases
 from jaxsym.symmetry.factors import Factor, Slot
+from jaxsym.symmetry.facts import known
 from jaxsym.symmetry.group import Pinned
 from jaxsym.symmetry.layout import dot_axes
 from jaxsym.symmetry.trace import Program, Value
@@ -30,9 +31,7 @@ class Solver:
 
     def __init__(self, program: Program, shapes: Shapes, scalings: Weights, signs: Weights) -> None:
         self.program, self.shapes = program, shapes
-        for value in program.parameters.values():
-            scalings.touch(value)
-            signs.touch(value)
+        self.known = known(program)
         self.scalings, self.signs = scalings.solve(), signs.solve()
         self.blocks = {value: _blocks(shapes, value) for value in program.parameters.values()}
         self.present: dict[Atom, list[tuple[Value, int, int]]] = defaultdict(list)
@@ -46,7 +45,7 @@ class Solver:
 
     def result(self) -> tuple[tuple[Factor, ...], tuple[Pinned, ...]]:
         """The factors and the pinned axes."""
-        whole = bases(self.program, self.shapes, self.scalings)
+        whole = bases(self.program, self.shapes, self.known, self.scalings)
         still = {*whole.gains, *whole.frames}
         found: list[Factor] = []
         absorbed: set[Atom] = set()
@@ -71,16 +70,14 @@ class Solver:
     def further(self, relaxed: Weights, kind: str) -> list[tuple[Atom | None, Solution, Factor]]:
         """What only a relaxed system has: the index set, the weights, and the factor."""
         exact, modulo = (self.scalings, None) if kind == "scaling" else (self.signs, 2)
-        for value in self.program.parameters.values():
-            relaxed.touch(value)
         solutions, found = relaxed.solve(), []
         order = sorted(self.present, key=lambda atom: -len(self.depends[atom]))
         for target in (*order, None):
             span = _Span(modulo)
             inner = [atom for atom in self.present if target is None or target in self.depends[atom]]
-            for known in (exact, solutions):
-                for atom in (*inner, *((target,) if known is exact else ())):
-                    for solution in known.get(atom, ()):
+            for system in (exact, solutions):
+                for atom in (*inner, *((target,) if system is exact else ())):
+                    for solution in system.get(atom, ()):
                         span.add(self._seen_from(target, atom, solution))
             new = [own for own in solutions.get(target, ()) if span.add(self._seen_from(target, target, own))]
             found += [(target, own, self._named(kind, target, own)) for own in new]
@@ -182,7 +179,10 @@ def _apart(solutions: Sequence[Solution], still: set[Value], modulo: int | None)
         current = dict(solution)
         for pivot, row in pivots:
             factor = current.get(pivot, Fraction(0)) / row[pivot]
-            current = {k: current.get(k, Fraction(0)) - factor * row.get(k, Fraction(0)) for k in {*current, *row}}
+            current = {
+                k: current.get(k, Fraction(0)) - factor * row.get(k, Fraction(0))
+                for k in dict.fromkeys((*current, *row))
+            }
             current = {k: w % modulo if modulo else w for k, w in current.items()}
         moved = [k for k, w in current.items() if w and k[0].origin == "parameter" and k[0] not in still]
         if moved:

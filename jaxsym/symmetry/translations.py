@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxsym.symmetry.atoms import Atom, terms
-from jaxsym.symmetry.facts import known
+from jaxsym.symmetry.facts import Known
 from jaxsym.symmetry.layout import dot_axes
 from jaxsym.symmetry.shifts import Algebra, Core, Map, Shift, Variable, covers, patterns
 from jaxsym.symmetry.trace import Equation, Program, Value
@@ -38,17 +38,19 @@ class Search:
         self,
         program: Program,
         shapes: Shapes,
+        known: Known,
         rules: Mapping[str, "ShiftRule"],
         flips: Mapping[Equation, Sequence[Flip]] | None = None,
     ) -> None:
         self.flips = flips or {}
-        self.program, self.shapes, self.rules, self.known = program, shapes, rules, known(program)
+        self.program, self.shapes, self.rules, self.known = program, shapes, rules, known
         self.algebra = Algebra(self.known.parametric, self.known.facts)
         self.dead: set[Variable] = set()
         self.solved: dict[Variable, list[tuple[float, Core, Map]]] = {}
         self.shifts: dict[Value, Shift] = {}
         self.products: list[tuple[Shift, Shift]] = []
         self.variables: dict[Value, list[Variable]] = {}
+        self.readers = _readers(program, known)
         still = program.still()
         for leaf in program.parameters.values():
             if leaf not in still:
@@ -70,10 +72,10 @@ class Search:
         for choice in itertools.product(*blocks):
             block = tuple((i, *span) for i, span in enumerate(choice) if span != (0, leaf.shape[i]))
             cut = {axis for axis, _, _ in block}
-            own += [Variable(leaf, s, None, tuple(b for b in block)) for s in patterns(leaf.shape) if not cut & s]
+            own += [Variable(leaf, s, None, block) for s in patterns(leaf.shape) if not cut & s]
             own += [
                 Variable(leaf, frozenset({axis}) | {i for i, n in enumerate(leaf.shape) if n == 1}, vector, block)
-                for axis, vector in self._readers(leaf)
+                for axis, vector in self.readers.get(leaf, ())
                 if axis not in cut
             ]
         own += [Variable(leaf, s) for s in patterns(leaf.shape) if any(len(blocks[i]) > 1 for i in s)]
@@ -82,20 +84,6 @@ class Search:
     def _translate(self, leaf: Value, own: list[Variable]) -> None:
         self.variables[leaf] = own
         self.shifts[leaf] = {self.algebra.own(variable): 1.0 for variable in own}
-
-    def _readers(self, leaf: Value) -> Iterable[tuple[int, Value]]:
-        """Contractions of this leaf with a value whose inner product with some vector is known."""
-        seen = set()
-        for equation in self.program.equations:
-            if equation.primitive != "dot_general" or leaf not in equation.inputs:
-                continue
-            contracted, _, _, _ = dot_axes(equation)
-            own = equation.inputs.index(leaf)
-            for pair in contracted:
-                fact = self.known.facts.get(equation.inputs[1 - own], {}).get(pair[1 - own])
-                if fact is not None and fact.along is not None and (pair[own], fact.along) not in seen:
-                    seen.add((pair[own], fact.along))
-                    yield pair[own], fact.along
 
     # shifts that must vanish
 
@@ -219,13 +207,13 @@ class Search:
         if total:
             self.shifts[output] = total
 
-    def through(self, op: object, value: Value, factor: float = 1.0) -> list[tuple[float, Core, Map]]:
+    def through(self, op: object, value: Value) -> list[tuple[float, Core, Map]]:
         """The shift of a value after a linear operation."""
         parts = []
         for (core, place), coefficient in self.shift(value).items():
             term = self.algebra.apply(op, core, place)
             if term is not None:
-                parts.append((factor * coefficient * term[0], term[1], term[2]))
+                parts.append((coefficient * term[0], term[1], term[2]))
         return parts
 
     def split(self, value: Value, axes: Sequence[int]) -> None:
@@ -263,6 +251,21 @@ class Search:
         free = {v: moved for v, moved in found.items() if moved and v not in self.dead}
         plain = {v: alone for v, moved in free.items() if (alone := _alone(moved)) is not None}
         return {v: moved for v, moved in free.items() if v not in plain or not _inside(plain, v)}
+
+
+def _readers(program: Program, known: Known) -> dict[Value, dict[tuple[int, Value], None]]:
+    """The leaves that are contracted with a value whose inner product with some vector is known: the axis, and the vector."""
+    found: dict[Value, dict[tuple[int, Value], None]] = defaultdict(dict)
+    for equation in program.equations:
+        if equation.primitive != "dot_general":
+            continue
+        contracted, _, _, _ = dot_axes(equation)
+        for own, leaf in enumerate(equation.inputs):
+            for pair in contracted:
+                fact = known.facts.get(equation.inputs[1 - own], {}).get(pair[1 - own])
+                if leaf.origin == "parameter" and fact is not None and fact.along is not None:
+                    found[leaf][pair[own], fact.along] = None
+    return found
 
 
 def _alone(moved: dict[Value, Shift]) -> tuple[Value, Map] | None:

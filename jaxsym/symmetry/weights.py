@@ -86,6 +86,12 @@ def _even(value: Value) -> bool:
     return known is not None and known.size > 0 and bool(np.all(known == known.flat[0]))
 
 
+def up_to(value: Value, size: float) -> bool:
+    """Whether a value is a constant, and no entry is larger than this."""
+    known = value.constant
+    return known is not None and np.issubdtype(known.dtype, np.floating) and bool(np.all(np.abs(known) <= size))
+
+
 class Weights:
     """Linear relations between weights; equal ones are merged at once, the rest is solved per index set.
 
@@ -241,13 +247,13 @@ class Weights:
 
     def solve(self) -> dict[Atom | None, list[dict[Slot, Fraction]]]:
         """A basis of all solutions per index set (None: the global weights), as weights of every slot that has one."""
-        groups: dict[Atom | None, set[Slot]] = defaultdict(set)
+        groups: dict[Atom | None, dict[Slot, None]] = defaultdict(dict)  # in order, unlike sets
         for slot in [slot for row in self._rows for slot in row]:
             self._root(slot)
         for slot in list(self._parents):
             root = self._root(slot)
             if root is not None:
-                groups[self.atom(root)].add(root)
+                groups[self.atom(root)][root] = None
         rows: dict[Atom | None, list[Row]] = defaultdict(list)
         for row in self._rows:
             reduced: Row = defaultdict(Fraction)
@@ -286,13 +292,7 @@ class Weights:
 
     def negligible(self, value: Value) -> bool:
         """A constant so small that, where it is added, it may be taken for zero."""
-        known = value.constant
-        return bool(
-            self.small
-            and known is not None
-            and np.issubdtype(known.dtype, np.floating)
-            and np.all(np.abs(known) <= self.small)
-        )
+        return bool(self.small) and up_to(value, self.small)
 
     def anything(self, value: Value) -> bool:
         """Zero (and, for positive factors, infinity) times c is itself."""
@@ -388,7 +388,7 @@ def _order(slot: Slot) -> tuple[Any, ...]:
 
 def _oriented(vector: dict[Slot, Fraction]) -> dict[Slot, Fraction]:
     """Scaled to coprime integers, the first parameter's positive."""
-    first = max(vector, key=lambda slot: (slot[0].origin == "parameter", [-ord(c) for c in slot[0].path]))
+    first = min(vector, key=lambda slot: (slot[0].origin != "parameter", slot[0].path, slot[1], slot[2]))
     unit = math.lcm(*(weight.denominator for weight in vector.values()))
     unit_over = Fraction(unit, math.gcd(*(int(weight * unit) for weight in vector.values())))
     return {slot: weight * unit_over * (1 if vector[first] > 0 else -1) for slot, weight in vector.items()}
@@ -403,7 +403,7 @@ def _null_space(rows: Sequence[Row], order: Sequence[Slot], modulo: int | None) 
 
     position = {slot: number for number, slot in enumerate(order)}
     pivots: dict[Slot, Row] = {}
-    uses: dict[Slot, set[Slot]] = defaultdict(set)  # slot -> pivots in whose row it stands
+    uses: dict[Slot, dict[Slot, None]] = defaultdict(dict)  # slot -> pivots in whose row it stands
     for row in rows:
         current = dict(row)
         for slot in list(current):
@@ -425,10 +425,10 @@ def _null_space(rows: Sequence[Row], order: Sequence[Slot], modulo: int | None) 
                     merged[other] = merged.get(other, Fraction(0)) - factor * value
                 pivots[owner] = reduced(merged)
                 for other in pivots[owner]:
-                    uses[other].add(owner)
+                    uses[other][owner] = None
         pivots[pivot] = current
         for other in current:
-            uses[other].add(pivot)
+            uses[other][pivot] = None
     basis = []
     for slot in order:
         if slot in pivots:

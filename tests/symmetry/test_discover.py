@@ -254,6 +254,17 @@ def test_shapes_alone_suffice():
     assert [f._replace(slots=()) for f in unverified.factors] == [f._replace(slots=()) for f in sym.factors]
 
 
+def test_the_same_group_every_time():
+    """Which of two is primal and which dual, the order of factors: nothing depends on where objects lie in memory."""
+    network, apart = BUILDERS["rms transformer"](), []
+    shapes = jax.eval_shape(lambda: network.params)
+    found = set()
+    for number in range(5):
+        apart.append([object() for _ in range(997 * number)])
+        found.add(str(js.discover(network.apply, shapes, *network.inputs)))
+    assert len(found) == 1
+
+
 def test_an_unknown_primitive_pins():
     """A matrix inverse has no rule: everything that it touches stays, and a warning names it."""
     params = {"a": normal(3, 4), "w": normal(4, 4), "b": normal(4, 2)}
