@@ -2,14 +2,14 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
 from jaxsym.symmetry.atoms import leaves
 from jaxsym.symmetry.elementwise import PERIODIC, SHIFTED
 from jaxsym.symmetry.factors import Factor, Slot
-from jaxsym.symmetry.moves import Recipes, Translation, commuting
+from jaxsym.symmetry.moves import Recipes, Translation, commuting, framed
 from jaxsym.symmetry.rules import weigh
 from jaxsym.symmetry.shift_rules import CATALOGUE
 from jaxsym.symmetry.shifts import Variable
@@ -23,7 +23,7 @@ def affine(program: Program, shapes: Shapes, solver: Solver, linear: Sequence[Fa
     """The factors that translate: translations, phases, and signs that leave a shift; ``linear`` are all others."""
     bent = [
         entry
-        for kind, bend in (("phase", "phase"), ("sign", "shifted"))
+        for kind, bend in (("phase", "phase"), ("sign", "shifted"), ("sign", "skewed"))
         for entry in _bent(program, shapes, solver, kind, bend)
     ]
     flips: dict[Equation, list[Flip]] = defaultdict(list)
@@ -35,7 +35,8 @@ def affine(program: Program, shapes: Shapes, solver: Solver, linear: Sequence[Fa
     wholes = {variable: recipes.translation(variable, moved) for variable, moved in moves.items()}
     plain = [whole for variable, whole in wholes.items() if not variable.flip and not _uneven(variable, linear)]
     factors = []
-    for whole in commuting(sorted(plain, key=lambda one: len(one.variable.constant))):
+    plain = commuting(sorted(plain, key=lambda one: len(one.variable.constant)))
+    for whole in plain:
         shape = whole.variable.shape or (1,)
         slots = _translated(program, whole)
         factors.append(Factor("translation", shape[-1], math.prod(shape[:-1]), slots, shape, (), whole))
@@ -45,7 +46,7 @@ def affine(program: Program, shapes: Shapes, solver: Solver, linear: Sequence[Fa
             continue
         if factor.kind == "phase" and [value.shape for value in moves.get(variable, ())] != [(factor.size,)]:
             continue  # the half period must be taken up by one bias
-        taken = wholes.get(variable)
+        taken = framed(wholes[variable], plain) if variable in wholes else None
         slots = factor.slots if taken is None else (*factor.slots, *_translated(program, taken))
         classes = () if factor.kind == "phase" else factor.classes
         factors.append(factor._replace(slots=slots, classes=classes, whole=taken))
@@ -67,23 +68,40 @@ def _uneven(variable: Variable, linear: Sequence[Factor]) -> bool:
 def _bent(
     program: Program, shapes: Shapes, solver: Solver, kind: str, bend: str
 ) -> Iterator[tuple[Factor, list[tuple[Equation, Flip]]]]:
-    """Signs of units that need a shift: of sigmoids, and of sines by half a period."""
-    curved = [e for e in program.equations if e.primitive in (SHIFTED if bend == "shifted" else PERIODIC)]
+    """Signs of units that need a shift: of sigmoids, of sines by half a period, and of functions with ``f(x) - f(-x)`` linear."""
+    bends: dict[str, Callable[[Equation], bool]] = {
+        "shifted": lambda e: e.primitive in SHIFTED,
+        "phase": lambda e: e.primitive in PERIODIC,
+        "skewed": lambda e: bool(e.params.get("skew")),
+    }
+    curved = [equation for equation in program.equations if bends[bend](equation)]
     if not curved:
         return
     for target, solution, factor in solver.further(weigh(program, shapes, sign=True, bend=bend), kind):
         variable = Variable(Value((factor.size,), np.dtype("float32"), "units"), frozenset(), flip=True)
+        signed = [
+            slot for slot, weight in solution.items() if weight and slot[0].origin == "parameter" and slot[1] >= 0
+        ]
+        signs = {value: axis for value, axis, _ in signed} if bend == "skewed" else {}
+        if bend == "skewed" and len(signs) < len(signed):
+            continue
         found = []
         for equation in curved:
-            value = equation.inputs[0] if bend == "shifted" else equation.outputs[0]
+            value = equation.outputs[0] if bend == "phase" else equation.inputs[0]
             on = [
                 axis
                 for axis in range(len(value.shape))
                 if any(solution.get((value, axis, n)) for n in range(len(leaves(shapes.axes(value)[axis]))))
             ]
             if on:
-                after, before = (-SHIFTED[equation.primitive], 0.0) if bend == "shifted" else (0.0, math.pi)
-                found.append((equation, Flip(variable, on[0], before, after)))
+                flip = Flip(variable, on[0])
+                if bend == "phase":
+                    flip = flip._replace(before=math.pi)
+                elif bend == "shifted":
+                    flip = flip._replace(after=-SHIFTED[equation.primitive])
+                else:
+                    flip = flip._replace(skew=equation.params["skew"], leaves=signs)
+                found.append((equation, flip))
                 whole = len(on) == 1 and leaves(shapes.axes(value)[on[0]]) == [target]
                 if not whole:
                     break

@@ -110,6 +110,8 @@ def _outlined_weigh(weights: Weights, equation: Equation) -> None:
     """A function of one variable that was probed."""
     (value,), (output,) = equation.inputs, equation.outputs
     power = {"odd": 1, "even": 0, None: None}[equation.params["parity"]] if weights.sign else equation.params["degree"]
+    if weights.bend == "skewed" and equation.params["skew"]:
+        power = 0
     if power is None:
         nothing(weights, equation)
     else:

@@ -243,7 +243,7 @@ class Symmetry:
 
     def __str__(self) -> str:
         """A table: what moves, then what is pinned and why."""
-        units = f"finite factors: {_readable(self.order)} elements" if self.order > 1 else "no finite factors"
+        units = f"finite factors: {readable(self.order)} elements" if self.order > 1 else "no finite factors"
         lines = [
             f"Symmetry: {units}, dim {self.dim}, {'verified' if self.verified else 'not verified'}",
             "",
@@ -277,7 +277,7 @@ def _rows(factor: Factor, shapes: dict[str, tuple[int, ...]]) -> list[tuple[str,
     ]
 
 
-def _readable(order: int) -> str:
+def readable(order: int) -> str:
     """A number of elements, in digits or as a power of ten."""
     return f"{order:,}" if order < 10**15 else f"about 10^{order.bit_length() * math.log10(2):.0f}"
 

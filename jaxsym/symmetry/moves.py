@@ -143,11 +143,15 @@ class Recipes:
 
 def commuting(found: Sequence[Translation]) -> list[Translation]:
     """The translations in frames in which they commute."""
-    framed: list[Translation] = []
+    done: list[Translation] = []
     for one in found:
-        frame = tuple(other for other in framed if _clash(one, other))
-        framed.append(dataclasses.replace(one, frame=frame))
-    return framed
+        done.append(framed(one, done))
+    return done
+
+
+def framed(one: Translation, others: Sequence[Translation]) -> Translation:
+    """A translation, or what a sign leaves to be taken up, in a frame in which it commutes with all others."""
+    return dataclasses.replace(one, frame=tuple(other for other in others if _clash(one, other)))
 
 
 def _clash(one: Translation, other: Translation) -> bool:

@@ -1,13 +1,14 @@
 """Nonlinearities by what they do: a function of one variable that several equations spell out is probed on a grid, in float64.
 
 Where two operands meet (``x * sigmoid(x)``, ``where(x > 1, 1, where(x < -1, -1, x))``) the rules of the single primitives see less than there is. If both come from
-one value, index by index, the sub-graph between is one function of it, and stands as one equation when it is odd, even or homogeneous.
+one value, index by index, the sub-graph between is one function of it, and stands as one equation when it is odd, even, homogeneous, or
+``f(x) - f(-x)`` is linear.
 """
 
 import functools
 import operator
 from fractions import Fraction
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -26,6 +27,19 @@ FACTORS = (0.37, 1.9, 41.0)
 DEGREES = tuple(Fraction(k, 2) for k in range(-6, 9))
 
 
+class Probe(NamedTuple):
+    """What a function of one variable does."""
+
+    degree: Fraction | None
+    """For positive factors."""
+    parity: str | None
+    """``"odd"``, ``"even"`` or None."""
+    slope: float
+    """The value at 1."""
+    skew: float
+    """``(f(x) - f(-x)) / x`` where it is the same for all x, otherwise 0."""
+
+
 def outline(program: Program) -> None:
     """Replace the last equation of every such sub-graph, in place; what nothing else uses can then be dropped."""
     made = producers(program)
@@ -37,28 +51,31 @@ def outline(program: Program) -> None:
             continue
         if np.issubdtype(equation.outputs[0].dtype, np.floating) and (found := _cut(made, order, equation)) is not None:
             source, body = found
-            degree, parity, slope = _probed(source, body, equation.outputs[0])
-            if (degree, parity) == (1, "odd"):
-                linear = functools.partial(operator.mul, slope)
-                params = {"slope": slope, "degree": degree, "parity": parity}
-                program.equations[position] = Equation("linear", [source], equation.outputs, params, linear)
-            elif degree is not None or parity is not None:
-                params = {"degree": degree, "parity": parity}
-                program.equations[position] = Equation("outlined", [source], equation.outputs, params)
+            probe = _probed(source, body, equation.outputs[0])
+            if (probe.degree, probe.parity) == (1, "odd"):
+                linear = functools.partial(operator.mul, probe.slope)
+                program.equations[position] = Equation(
+                    "linear", [source], equation.outputs, {"slope": probe.slope}, linear
+                )
+            elif probe.degree is not None or probe.parity is not None or probe.skew:
+                program.equations[position] = Equation("outlined", [source], equation.outputs, probe._asdict())
 
 
 def _cut(made: Producers, order: dict[Equation, int], last: Equation) -> tuple[Value, list[Equation]] | None:
     """The nearest single value that everything in the last equation comes from, index by index, and the equations between."""
     body: list[Equation] = [last]
     border = {value for value in last.inputs if number(value) is None}
+    alone = next(iter(border)) if len(border) == 1 else None
     while (len(border) > 1 or len(body) == 1) and len(body) < LONGEST:
         inner = [value for value in border if _open(made, value, last.outputs[0].shape)]
         if not inner:
-            return None
+            break
         latest = max(inner, key=lambda value: order[made[value]])
         border.discard(latest)
         body.append(made[latest])
         border |= {value for value in made[latest].inputs if number(value) is None}
+    if len(border) > 1 and alone is not None:
+        body, border = [last], {alone}
     (source, *more) = border
     if more or source.shape != last.outputs[0].shape or not np.issubdtype(source.dtype, np.floating):
         return None
@@ -69,8 +86,7 @@ def _open(made: Producers, value: Value, shape: tuple[int, ...]) -> bool:
     return value in made and made[value].primitive in ELEMENTWISE and value.shape == shape
 
 
-def _probed(source: Value, body: list[Equation], result: Value) -> tuple[Fraction | None, str | None, float]:
-    """The degree for positive factors; odd, even or neither; and the value at 1."""
+def _probed(source: Value, body: list[Equation], result: Value) -> Probe:
 
     def at(points: np.ndarray) -> np.ndarray:
         known = {source: points}
@@ -83,16 +99,17 @@ def _probed(source: Value, body: list[Equation], result: Value) -> tuple[Fractio
         return known[result]
 
     with jax.enable_x64(True), np.errstate(all="ignore"):
-        up, down, slope = at(GRID), at(-GRID), float(at(np.ones(1))[0])
+        up, down = at(GRID), at(-GRID)
+        slope, at_minus_one = (float(at(np.array([x]))[0]) for x in (1.0, -1.0))
         both, steps = np.concatenate([up, down]), np.concatenate([GRID, -GRID])
         if not np.isfinite(both).all() or not both.any():
-            return None, None, 0.0
+            return Probe(None, None, 0.0, 0.0)
         parity = "odd" if _same(down, -up) else "even" if _same(down, up) else None
         scaled = [(factor, at(factor * steps)) for factor in FACTORS]
-    for degree in DEGREES:
-        if all(_same(values, factor ** float(degree) * both) for factor, values in scaled):
-            return degree, parity, slope
-    return None, parity, slope
+    fitting = (k for k in DEGREES if all(_same(values, factor ** float(k) * both) for factor, values in scaled))
+    straight = (slope - float(at_minus_one)) * GRID
+    skewed = np.all(np.abs(up - down - straight) <= 1e-12 * (np.abs(up) + np.abs(down) + np.abs(straight)))
+    return Probe(next(fitting, None), parity, slope, slope - at_minus_one if skewed else 0.0)
 
 
 def _same(one: np.ndarray, other: np.ndarray) -> bool:

@@ -225,10 +225,43 @@ class Algebra:
         outer = tuple(outputs.index(label) if label in present else None for label in op.outputs)
         if factor is None and set(mine) <= set(outputs):
             return coefficient, core, tuple(mine.index(label) if label in mine else None for label in op.outputs)
-        parametric = core.parametric and (factor is None or factor in self.parametric)
+        known = factor is None or factor in self.parametric
+        if known and (swapped := self._swapped(op, core, place)) is not None:
+            return coefficient * swapped[0], swapped[1], swapped[2]
+        parametric = core.parametric and known
         shape = tuple(op.sizes[label] for label in outputs)
+        op, place = _canonical(op, place)
         made = self._core(core.variable, shape, parametric, op, core, place, outer, factor is not None)
         return coefficient, made, outer
+
+    def _swapped(self, op: Einsum, core: Core, place: Map) -> Term | None:
+        """Coefficients that depend on the inputs are multiplied last: ``(x A) B`` is ``x (A B)``; None where nothing is to be swapped."""
+        outer = core.op
+        if not isinstance(outer, Einsum) or outer.coefficient in self.parametric or not core.multiplied:
+            return None
+        assert core.child is not None
+        label_of = {c: op.inputs[i] for i, c in enumerate(place) if c is not None}
+        names = {label: label_of[c] for label, c in zip(outer.outputs, core.out_map, strict=True) if c is not None}
+        sizes = list(op.sizes)
+        for label in range(len(outer.sizes)):
+            if label not in names:
+                names[label] = len(sizes)
+                sizes.append(outer.sizes[label])
+        late = tuple(None if label is None else names[label] for label in outer.labels)
+        if any(label in late for label in op.inputs if label not in op.outputs):
+            return None
+        early = tuple(names[label] for label in outer.inputs)
+        present = [label for label, c in zip(early, core.child_map, strict=True) if c is not None]
+        present += [label for label in op.labels if label is not None and op.coefficient is not None]
+        gone = {*op.inputs} - {*op.outputs}
+        between = tuple(label for label in dict.fromkeys(present) if label not in gone)
+        first = op._replace(inputs=early, outputs=between, sizes=tuple(sizes))
+        inner = self._einsum(first, core.child, core.child_map)
+        if inner is None:
+            return None
+        last = outer._replace(inputs=between, labels=late, outputs=op.outputs, sizes=tuple(sizes))
+        result = self._einsum(last, inner[1], inner[2])
+        return None if result is None else (inner[0] * result[0], result[1], result[2])
 
     def _push(self, op: Einsum, core: Core, place: Map) -> tuple[Term | None] | None:
         """Of an operation on a block: the block of the operation; None where it mixes the block's axis."""
@@ -337,6 +370,28 @@ class Algebra:
         outer = tuple(order.index(i) if i in order else None for i in range(op.rank))
         shape = tuple(new if i == op.axis else core.shape[place[i]] for i in order)  # type: ignore[index]
         return 1.0, self._core(core.variable, shape, core.parametric, op, core, place, outer), outer
+
+
+def _canonical(op: Einsum, place: Map) -> tuple[Einsum, Map]:
+    """The same operation, its operand's axes in the order of the coefficient's and labels in the order in which they occur."""
+
+    def rank(axis: int) -> tuple[int, int]:
+        label = op.inputs[axis]
+        if label in op.labels:
+            return 0, op.labels.index(label)
+        return (1, op.outputs.index(label)) if label in op.outputs else (2, axis)
+
+    order = sorted(range(len(op.inputs)), key=rank)
+    met = dict.fromkeys([*(op.inputs[i] for i in order), *(k for k in op.labels if k is not None), *op.outputs])
+    number = {label: position for position, label in enumerate(met)}
+    return Einsum(
+        tuple(number[op.inputs[i]] for i in order),
+        op.coefficient,
+        tuple(None if label is None else number[label] for label in op.labels),
+        tuple(number[label] for label in op.outputs),
+        tuple(op.sizes[label] for label in met),
+        op.reciprocal,
+    ), tuple(place[i] for i in order)
 
 
 def covers(one: Map, other: Map) -> bool:

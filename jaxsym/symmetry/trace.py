@@ -63,8 +63,25 @@ class Program:
 
 
 def trace(apply: Callable[..., Any], params: Any, *inputs: Any) -> Program:
-    """Trace ``apply(params, *inputs)``; leaves may be arrays or ``jax.ShapeDtypeStruct``."""
-    closed = jax.make_jaxpr(apply)(params, *inputs)
+    """Trace ``apply(params, *inputs)``; leaves may be arrays or ``jax.ShapeDtypeStruct``.
+
+    In float64, as it is verified, so that no constant is rounded; in the given precision where the function refuses that.
+    """
+    with jax.enable_x64(True):
+        wide = jax.tree.map(_wide, (params, inputs))
+        try:
+            return _program(jax.make_jaxpr(apply)(wide[0], *wide[1]), params)
+        except TypeError:  # carries of a fixed type, for instance
+            pass
+    return _program(jax.make_jaxpr(apply)(params, *inputs), params)
+
+
+def _wide(leaf: Any) -> Any:
+    dtype = getattr(leaf, "dtype", np.asarray(leaf).dtype)
+    return jax.ShapeDtypeStruct(np.shape(leaf), "float64") if jax.dtypes.issubdtype(dtype, np.floating) else leaf
+
+
+def _program(closed: Any, params: Any) -> Program:
     jaxpr, constants = _open(closed)
     program = Program([], {}, [], [], {})
     named = tree.leaves(params)

@@ -7,7 +7,7 @@ constant along its axis, and whatever is left must be 0, which pins its variable
 
 import itertools
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -15,7 +15,7 @@ import numpy as np
 from jaxsym.symmetry.atoms import Atom, terms
 from jaxsym.symmetry.facts import Known
 from jaxsym.symmetry.layout import dot_axes
-from jaxsym.symmetry.shifts import Algebra, Core, Map, Shift, Variable, covers, patterns
+from jaxsym.symmetry.shifts import Algebra, Core, Einsum, Map, Shift, Variable, covers, patterns
 from jaxsym.symmetry.trace import Equation, Program, Value
 from jaxsym.symmetry.weights import Shapes
 
@@ -25,10 +25,14 @@ class Flip(NamedTuple):
 
     variable: Variable
     axis: int
-    before: float
+    before: float = 0.0
     """What a moved unit's operand must gain: half a period."""
-    after: float
+    after: float = 0.0
     """What a moved unit's result gains, seen before it changes its sign."""
+    skew: float = 0.0
+    """``(f(x) - f(-x)) / x``: a moved unit's result, which keeps its sign, loses so much of its operand."""
+    leaves: Mapping[Value, int] = {}
+    """Where the operand's sign comes from: the leaves that change theirs, and the axis of the units."""
 
 
 class Search:
@@ -51,6 +55,7 @@ class Search:
         self.products: list[tuple[Shift, Shift]] = []
         self.variables: dict[Value, list[Variable]] = {}
         self.readers = _readers(program, known)
+        self.signed = {flip.variable: flip.leaves for found in self.flips.values() for flip in found}
         still = program.still()
         for leaf in program.parameters.values():
             if leaf not in still:
@@ -64,26 +69,31 @@ class Search:
     # the variables
 
     def _enter(self, leaf: Value) -> None:
+        own = self.variables[leaf] = list(self._translations(leaf))
+        shift = {self.algebra.own(variable): 1.0 for variable in own}
+        for variable, leaves in self.signed.items():
+            if leaf in leaves:  # a sign is a shift by minus twice what is there
+                labels = tuple(i if size != 1 else None for i, size in enumerate(leaf.shape))
+                op = Einsum((leaves[leaf],), leaf, labels, tuple(range(len(leaf.shape))), leaf.shape)
+                core, place = self.algebra.own(variable)
+                _, core, place = self.algebra.apply(op, core, place)  # type: ignore[misc]
+                shift[core, place] = -2.0
+        self.shifts[leaf] = shift
+
+    def _translations(self, leaf: Value) -> Iterator[Variable]:
         if (unit := self.known.scaled.get(leaf)) is not None:
-            self._translate(leaf, [Variable(leaf, frozenset(), unit=unit)])
+            yield Variable(leaf, frozenset(), unit=unit)
             return
         blocks = [_spans(axis) for axis in self.shapes.axes(leaf)]
-        own = []
         for choice in itertools.product(*blocks):
             block = tuple((i, *span) for i, span in enumerate(choice) if span != (0, leaf.shape[i]))
             cut = {axis for axis, _, _ in block}
-            own += [Variable(leaf, s, None, block) for s in patterns(leaf.shape) if not cut & s]
-            own += [
-                Variable(leaf, frozenset({axis}) | {i for i, n in enumerate(leaf.shape) if n == 1}, vector, block)
-                for axis, vector in self.readers.get(leaf, ())
-                if axis not in cut
-            ]
-        own += [Variable(leaf, s) for s in patterns(leaf.shape) if any(len(blocks[i]) > 1 for i in s)]
-        self._translate(leaf, own)
-
-    def _translate(self, leaf: Value, own: list[Variable]) -> None:
-        self.variables[leaf] = own
-        self.shifts[leaf] = {self.algebra.own(variable): 1.0 for variable in own}
+            yield from (Variable(leaf, s, None, block) for s in patterns(leaf.shape) if not cut & s)
+            for axis, vector in self.readers.get(leaf, ()):
+                if axis not in cut:
+                    even = frozenset({axis}) | {i for i, n in enumerate(leaf.shape) if n == 1}
+                    yield Variable(leaf, even, vector, block)
+        yield from (Variable(leaf, s) for s in patterns(leaf.shape) if any(len(blocks[i]) > 1 for i in s))
 
     # shifts that must vanish
 
@@ -189,6 +199,8 @@ class Search:
         (value,), (output,) = equation.inputs, equation.outputs
         before, after = dict(self.shift(value)), []
         for flip in self.flips[equation]:
+            own = [term for term in before if flip.skew and term[0].variable is flip.variable]
+            after += [(flip.skew / 2 * before.pop(term), *term) for term in own]
             core, _ = self.algebra.own(flip.variable)
             place = tuple(0 if i == flip.axis else None for i in range(len(output.shape)))
             if flip.before:
@@ -228,6 +240,9 @@ class Search:
             for variable in own:
                 if variable.along is None and self._contained(variable, own):
                     self.dead.add(variable)
+        for variable, leaves in self.signed.items():
+            if any(core.variable is variable for leaf in leaves for core, _ in self._moved(leaf)):
+                self.dead.add(variable)  # a leaf cannot both change its sign and take up what that changes
         for one, other in self.products:
             left, right = ({core.variable for core, _ in self._resolve(side)} for side in (one, other))
             self.dead |= left & right
@@ -241,12 +256,15 @@ class Search:
         blocks = {v.block for v in own if v.block}
         return not variable.block and bool(blocks) and blocks <= {v.block for v in freer}
 
+    def _moved(self, leaf: Value) -> Shift:
+        return self._resolve({self.algebra.own(variable): 1.0 for variable in self.variables[leaf]})
+
     def moves(self) -> dict[Variable, dict[Value, Shift]]:
         """For every free variable the shift that it gives to every leaf, in the order of the leaves."""
         found: dict[Variable, dict[Value, Shift]] = {v: {} for own in self.variables.values() for v in own}
         found |= {flip.variable: {} for flips in self.flips.values() for flip in flips}
-        for leaf, own in self.variables.items():
-            for (core, place), coefficient in self._resolve({self.algebra.own(v): 1.0 for v in own}).items():
+        for leaf in self.variables:
+            for (core, place), coefficient in self._moved(leaf).items():
                 found[core.variable].setdefault(leaf, {})[core, place] = coefficient
         free = {v: moved for v, moved in found.items() if moved and v not in self.dead}
         plain = {v: alone for v, moved in free.items() if (alone := _alone(moved)) is not None}

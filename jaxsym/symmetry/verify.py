@@ -20,7 +20,7 @@ import numpy as np
 import scipy.special
 from jax.extend.core import ClosedJaxpr, Jaxpr
 from jax.extend.core import Literal as Constant
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float, Int, PyTree
 
 from jaxsym import tree as paths
 from jaxsym.catalogue import find
@@ -40,13 +40,21 @@ SHRINK = (1.0, 1 / 4, 1 / 16, 0.0)
 """A trial that decides nothing is repeated with its perturbation so much smaller; at last with none."""
 FALSE_ALARMS = 1e-4
 """How often a right group may fail at the distribution level."""
+LEAP = 1e4
+"""Outputs that differ by more, with none between, are judged apart."""
+NOUGHT = 1e-9
+"""Outputs below this, and at the mercy of rounding, are taken for 0."""
 _ELEMENT = 0.5  # standard deviation of the coordinates of a trial's element, in the Lie algebra
 _CHUNK = 64  # keys that are averaged over at once
 _LARGEST = 1e4  # what an entry adds at most to the size of its leaf
 
 
 class Verification(NamedTuple):
-    """The worst relative residual ``max|f(g.theta) - f(theta)| / max(1, max|f(theta)|)``, one per factor, and the verdict."""
+    """The worst relative residual ``|f(g.theta) - f(theta)| / scale``, one per factor, and the verdict.
+
+    The scale of an output is the largest among those of its magnitude: outputs are sorted by size and set apart where they leap
+    ten-thousandfold, so that a mask of -1e30 does not hide the others.
+    """
 
     residual: float
     by_factor: tuple[float, ...]
@@ -257,28 +265,49 @@ def _trial(
         changes = (np.asarray(run(move(*row), inputs, some), float) - base for row in rows)
         with np.errstate(all="ignore"):
             pairs = np.array([(change.sum(0), (change**2).sum(0)) for change in changes])
-            more = base.sum(0), pairs[:, 0], pairs[:, 1]
+            more = np.abs(base).sum(0), pairs[:, 0], pairs[:, 1]
         sums = [new if old.size == 0 else old + new for old, new in zip(sums, more, strict=True)]
     base, change, square = sums
     return _judged(base, change, square, sum(1 if some is None else len(some) for some in keys), limits)
 
 
 def _judged(base: np.ndarray, change: np.ndarray, square: np.ndarray, count: int, limits: _Limits) -> _Trial:
-    """From sums over so many keys: ``base [outputs]``, changes and their squares ``[all, rounded, *factors; outputs]``."""
+    """From sums over so many keys: sizes ``base [outputs]``, changes and their squares ``[all, rounded, *factors; outputs]``."""
     base, change, square = base / count, change / count, square / count
     with np.errstate(all="ignore"):
-        scale = max(1.0, np.abs(base).max())
+        group = _magnitudes(base)
+        scale = _largest(base, group)
         variance = np.maximum(square - change**2, 0) / (count - 1) if count > 1 else np.zeros_like(square)
         noise = limits.quantile * np.sqrt(variance) / scale
-        ratio = np.abs(change) / scale / np.maximum(limits.tolerance, noise)
-        rounding = np.abs(change[1] - change[0]).max() / scale
+        rounding = _largest(np.abs(change[1] - change[0]), group) / scale
+        nought = np.where(scale < NOUGHT, 8 * rounding, 0)
+        ratio = np.abs(change) / scale / np.maximum(np.maximum(limits.tolerance, noise), nought)
+        ratio = np.where(change == 0, 0, ratio)
     finite = np.isfinite(change) & np.isfinite(square)
     ratio = np.where(finite, ratio, np.inf)
     worst = ratio.argmax(axis=1, keepdims=True)
     rows = [0, *range(2, len(ratio))]
     ratio, noise = (np.take_along_axis(values, worst, axis=1)[rows, 0] for values in (ratio, noise))
     defined = bool(np.isfinite(base).all())
-    return _Trial(ratio, noise, defined, defined and bool(finite.all()) and rounding <= limits.tolerance / 8)
+    return _Trial(ratio, noise, defined, defined and bool(finite.all()) and rounding.max() <= limits.tolerance / 8)
+
+
+def _magnitudes(base: Float[np.ndarray, " outputs"]) -> Int[np.ndarray, " outputs"]:
+    """A number for each output from its size: those of one magnitude share it."""
+    order = np.argsort(base)
+    small, large = base[order][:-1], base[order][1:]
+    group = np.zeros(len(base), int)
+    group[order[1:]] = np.cumsum((large > LEAP * small) & (small > 0))
+    return group
+
+
+def _largest(
+    values: Float[np.ndarray, " outputs"], group: Int[np.ndarray, " outputs"]
+) -> Float[np.ndarray, " outputs"]:
+    """The largest of the values in each one's group."""
+    worst = np.full(group.max() + 1, np.finfo(float).tiny)
+    np.maximum.at(worst, group, np.nan_to_num(values, nan=np.inf))
+    return worst[group]
 
 
 def _mover(sym: Symmetry) -> Callable[[PyTree, PyTree], PyTree]:

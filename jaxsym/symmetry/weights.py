@@ -96,7 +96,7 @@ class Weights:
     """Linear relations between weights; equal ones are merged at once, the rest is solved per index set.
 
     ``small``: constants up to this size vanish where they are added. ``bend``: what a sign may do that leaves a shift to be taken up, ``"shifted"``
-    (a sigmoid counts as odd) or ``"phase"`` (a sine may change its sign while its argument does not).
+    (a sigmoid counts as odd), ``"phase"`` (a sine may change its sign while its argument does not) or ``"skewed"`` (a ReLU counts as even).
     """
 
     def __init__(

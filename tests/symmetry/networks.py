@@ -161,6 +161,24 @@ def looped(p, x):
     return h @ p["b"]
 
 
+def skip_layer(inputs, hidden, outputs):
+    """What the hidden units' signs change, the linear skip takes up."""
+    shapes = {"a": (inputs, hidden), "b": (hidden,), "c": (hidden, outputs), "w": (inputs, outputs), "d": (outputs,)}
+    return {name: normal(*shape) for name, shape in shapes.items()}
+
+
+def beside_a_skip(act, kinds):
+    apply = lambda p, x: act(x @ p["a"] + p["b"]) @ p["c"] + x @ p["w"] + p["d"]  # noqa: E731
+    factors = {(kind, 4, 1): 1 for kind in ("sign", "permutation", *kinds)}
+    return Network(apply, skip_layer(3, 4, 2), (X,), factors)
+
+
+def skips(p, x):
+    for i in range(2):
+        x = jax.nn.relu(x @ p[f"a{i}"] + p[f"b{i}"]) @ p[f"c{i}"] + x @ p[f"w{i}"] + p[f"d{i}"]
+    return x
+
+
 def siamese(p, x, y):
     one, other = (jnp.tanh(z @ p["a"] + p["b"]) @ p["c"] + p["d"] for z in (x, y))
     return jnp.sum((one - other) ** 2, -1)
@@ -197,8 +215,8 @@ def trained_cnn():
     return Network(apply, net.init(KEY, IMAGES), (IMAGES,), kinds)
 
 
-def cross_entropy():
-    net = MLP((4, 3))
+def cross_entropy(activation="tanh"):
+    net = MLP((4, 3), activation)
 
     def loss(params, x, labels):
         return optax.softmax_cross_entropy_with_integer_labels(net.apply(params, x), labels).mean()
@@ -286,6 +304,12 @@ BUILDERS = {
         },
     ),
     "cnn in training": trained_cnn,
+    "group norm": lambda: module(  # a shift of each group's biases is not found
+        CNN((4, 6), 3, norm="group"),
+        IMAGES,
+        {("scaling", 2, 2): 1, ("scaling", 3, 2): 1, ("sign", 2, 1): 2}
+        | {("permutation", 2, 2): 1, ("permutation", 3, 2): 1, ("permutation", 2, 1): 2},
+    ),
     "unet": lambda: module(
         UNet(), IMAGES, {(kind, size, 1): 1 for kind in ("scaling", "permutation") for size in (3, 4, 5)}
     ),
@@ -387,6 +411,24 @@ BUILDERS = {
             ("permutation", 3, 1): 1,
         },
     ),
+    **{
+        f"{name} beside a linear skip": lambda act=act, kinds=kinds: beside_a_skip(act, kinds)
+        for name, act, kinds in (
+            ("relu", jax.nn.relu, ("scaling",)),
+            ("leaky relu", jax.nn.leaky_relu, ("scaling",)),
+            ("gelu", jax.nn.gelu, ()),
+            ("silu", jax.nn.silu, ()),
+            ("softplus", jax.nn.softplus, ()),
+        )
+    },
+    "relu skips": lambda: Network(
+        skips,
+        {f"{n}{i}": leaf for i, size in enumerate((3, 6)) for n, leaf in skip_layer(size, 4 + i, (6, 2)[i]).items()},
+        (X,),
+        {("general_linear", 6, 1): 1, ("translation", 6, 1): 1}
+        | {(kind, size, 1): 1 for kind in ("sign", "scaling", "permutation") for size in (4, 5)},
+    ),
+    "sigmoid cross entropy": lambda: cross_entropy("sigmoid"),
     "tied autoencoder": lambda: Network(
         lambda p, x: jnp.tanh(x @ p["w"] + p["b"]) @ p["w"].T + p["c"],
         {"w": normal(3, 4), "b": normal(4), "c": normal(3)},
@@ -477,5 +519,15 @@ BUILDERS = {
         tied=True,
     ),
 }
-QUICK = ("relu", "tanh", "swiglu", "fused attention", "stacked layers", "radial", "equinox", "cross entropy")
+QUICK = (
+    "relu",
+    "tanh",
+    "swiglu",
+    "fused attention",
+    "stacked layers",
+    "radial",
+    "equinox",
+    "cross entropy",
+    "relu skips",
+)
 """Run every time; the others by ``scripts/test --all``."""

@@ -18,6 +18,7 @@ import jaxsym as js
 from jaxsym.models import MLP, GatedMLP
 from jaxsym.symmetry.verify import Verification, perturbed, wide
 from tests.symmetry.networks import ATTENTION, BUILDERS, QUICK, Network, Stream, X, normal
+from tests.symmetry.wrong import WRONG, relu_group
 
 
 @pytest.fixture(
@@ -182,44 +183,19 @@ def test_what_an_epsilon_breaks_is_approximate():
     assert (whole_scalings(exact.factors), exact.approximate) == (before, ())
 
 
-def wrong(sym, **changes):
-    """The same group with its first factor changed."""
-    return dataclasses.replace(sym, factors=(sym.factors[0]._replace(**changes), *sym.factors[1:]))
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_actions_fail(name):
+    apply, sym, params, inputs = WRONG[name]()
+    assert not js.verify(apply, sym, params, *inputs).ok
 
 
-def relu_group():
-    net = js.models.MLP((4, 2), "relu")
-    params = net.init(jax.random.key(0), X)
-    return net, params, js.discover(net.apply, params, X)
-
-
-@pytest.mark.parametrize("activation", ["tanh", "relu6", "sigmoid", "gelu"])
-def test_rescaling_what_is_not_homogeneous_fails(activation):
-    _, params, sym = relu_group()
-    other = js.models.MLP((4, 2), activation)
-    assert not js.verify(other.apply, sym, params, 50 * X).ok  # far enough for relu6 to reach its ceiling
-
-
-def test_wrong_actions_fail():
+def test_a_slot_that_is_left_out_fails():
     net, params, sym = relu_group()
-    (scaling, permutation) = sym.factors
     assert js.verify(net.apply, sym, params, X).ok
-    slots = scaling.slots
-    assert not js.verify(net.apply, wrong(sym, slots=slots[:-1]), params, X).ok  # the reader is left out
-    assert not js.verify(net.apply, wrong(sym, slots=(slots[0]._replace(exponent=2.0), *slots[1:])), params, X).ok
+    permutation = sym.factors[-1]
     for leave in permutation.slots:
         fewer = permutation._replace(slots=tuple(slot for slot in permutation.slots if slot is not leave))
         assert not js.verify(net.apply, dataclasses.replace(sym, factors=(fewer,)), params, X).ok
-
-
-def test_a_permutation_across_heads_fails():
-    """Units may be permuted within a head, and heads as a whole; not units across heads."""
-    network = BUILDERS["fused attention"]()
-    sym = js.discover(network.apply, network.params, *network.inputs)
-    linear = sym.factors[0]
-    across = [slot._replace(where=slot.where.reshape(1, 6, 1)) for factor in sym.factors[:2] for slot in factor.slots]
-    kind = linear._replace(kind="permutation", size=6, copies=1, shape=(1, 6), classes=(98, 99), slots=tuple(across))
-    assert not js.verify(network.apply, dataclasses.replace(sym, factors=(kind,)), network.params, *network.inputs).ok
 
 
 def test_permutations_of_one_layer_are_all_of_them():
