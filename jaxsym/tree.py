@@ -19,5 +19,16 @@ def leaves(tree: Any) -> dict[str, Any]:
 
     >>> leaves({"params": {"kernel": 1, "bias": 2}})
     {'params/bias': 2, 'params/kernel': 1}
+
+    Raises
+    ------
+    ValueError
+        If a key with a slash makes two paths one.
     """
-    return {name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+    named: dict[str, Any] = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        if name(path) in named:
+            msg = f"two leaves have the path {name(path)!r}; rename the key with a slash in it, or the other one."
+            raise ValueError(msg)
+        named[name(path)] = leaf
+    return named

@@ -18,6 +18,9 @@ from jaxsym.symmetry.trace import Equation, Program, Value
 from jaxsym.symmetry.translations import Flip, Search
 from jaxsym.symmetry.weights import Shapes
 
+MIXING = ("sign", "scaling", "general_linear", "orthogonal")
+"""The kinds whose elements treat the units differently."""
+
 
 def affine(program: Program, shapes: Shapes, solver: Solver, linear: Sequence[Factor]) -> tuple[Factor, ...]:
     """The factors that translate: translations, phases, and signs that leave a shift; ``linear`` are all others."""
@@ -54,15 +57,20 @@ def affine(program: Program, shapes: Shapes, solver: Solver, linear: Sequence[Fa
 
 
 def _uneven(variable: Variable, linear: Sequence[Factor]) -> bool:
-    """Whether signs or scalings of single units would make a constant translation uneven: the two generate more than is known."""
+    """Whether another factor would make a constant translation uneven: the two generate more than is known."""
     path = tuple(variable.leaf.path.split("/"))
     return variable.along is None and any(
         not variable.constant.isdisjoint(slot.axes)
         for factor in linear
-        if factor.kind in ("sign", "scaling") and factor.classes != (-1,)
+        if factor.kind in MIXING and factor.classes != (-1,) and not (factor.kind == "orthogonal" and _upright(factor))
         for slot in factor.slots
         if slot.path == path
     )
+
+
+def _upright(factor: Factor) -> bool:
+    """Whether rotations leave (1, ..., 1) alone."""
+    return factor.slots[0].where.shape[len(factor.shape) - 1] != factor.size
 
 
 def _bent(

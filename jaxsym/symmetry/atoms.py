@@ -187,21 +187,29 @@ def _tie_sums(one: Atom, other: Atom) -> None:
 
 
 def _tie_products(one: Atom, other: Atom) -> None:
-    ours = split(one, [factor.size for factor in factors(other)])
-    if ours is None:
-        theirs = split(other, [factor.size for factor in factors(one)])
-        if theirs is None:
-            sizes = _common(one, other)
-            ours, theirs = (split(one, sizes), split(other, sizes)) if sizes else (None, None)
-            if ours is None or theirs is None:
-                _give_up(one, other)
-                return
-        else:
-            ours = list(factors(one))
-    else:
-        theirs = list(factors(other))
+    found = _refined(one, other)
+    if found is None:
+        _give_up(one, other)
+        return
+    ours, theirs = found
+    if [atom.size for atom in ours] != [
+        atom.size for atom in theirs
+    ]:  # they share a leaf: refining one refined the other
+        _tie_products(one, other)
+        return
     for a, b in zip(ours, theirs, strict=True):
         tie(a, b)
+
+
+def _refined(one: Atom, other: Atom) -> tuple[list[Atom], list[Atom]] | None:
+    """The factors of both, the coarser one's refined to the other's."""
+    if (ours := split(one, [factor.size for factor in factors(other)])) is not None:
+        return ours, factors(other)
+    if (theirs := split(other, [factor.size for factor in factors(one)])) is not None:
+        return factors(one), theirs
+    sizes = _common(one, other)
+    refined = (split(one, sizes), split(other, sizes)) if sizes else (None, None)
+    return None if refined[0] is None or refined[1] is None else (refined[0], refined[1])
 
 
 def _common(one: Atom, other: Atom) -> list[int]:

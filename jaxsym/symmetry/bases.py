@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from jaxsym.symmetry.atoms import Atom, factors, leaves
 from jaxsym.symmetry.facts import Known
 from jaxsym.symmetry.idioms import wide
-from jaxsym.symmetry.layout import dot_axes
+from jaxsym.symmetry.layout import dot_axes, filled
 from jaxsym.symmetry.rules import CATALOGUE
 from jaxsym.symmetry.trace import Equation, Program, Value
 from jaxsym.symmetry.weights import Shapes
@@ -212,7 +212,7 @@ class _Search:
             self._opaque(equation)
         elif name == "branch":
             pass
-        elif name not in CATALOGUE or not CATALOGUE[name].linear:
+        elif (name == "gather" and filled(equation)) or name not in CATALOGUE or not CATALOGUE[name].linear:
             self._bend(equation)
         for output in equation.outputs:
             self._see(output)

@@ -126,7 +126,10 @@ def _power_weigh(weights: Weights, equation: Equation) -> None:
     if exponent is None:
         nothing(weights, equation)
     elif not weights.sign:
-        weights.combine(equation.outputs[0], [(Fraction(exponent).limit_denominator(64), equation.inputs[0])])
+        simple = Fraction(exponent).limit_denominator(64)
+        weights.combine(
+            equation.outputs[0], [(simple if float(simple) == exponent else Fraction(exponent), equation.inputs[0])]
+        )
     elif float(exponent).is_integer():
         weights.combine(equation.outputs[0], [(int(exponent) % 2, equation.inputs[0])])
     else:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from jaxsym.symmetry.idioms import Producers, mean_of, peel, producers, wide
+from jaxsym.symmetry.idioms import Producers, beside, mean_of, producers, total_of, wide
 from jaxsym.symmetry.trace import Equation, Program, Value
 
 Base = tuple[Value, tuple[int | None, ...]]
@@ -93,13 +93,12 @@ def _find(program: Program, found: Known) -> None:
         output = equation.outputs[0]
         name, inputs = equation.primitive, equation.inputs
         if name == "div":
-            total = made.get(peel(made, inputs[1]))
-            if total is not None and total.primitive == "reduce_sum" and total.inputs[0] is inputs[0]:
-                axes = total.params["axes"]
-                facts[output] |= {axes[0]: Fact(1)} if len(axes) == 1 else {}
+            total = total_of(made, inputs[1])
+            if total is not None and total[0] is inputs[0] and len(total[1]) == 1 and beside(*total):
+                facts[output][total[1][0]] = Fact(1)
         if name == "sub":
             mean = mean_of(made, inputs[1])
-            if mean is not None and mean[0] is inputs[0] and len(mean[1]) == 1:
+            if mean is not None and mean[0] is inputs[0] and len(mean[1]) == 1 and beside(*mean):
                 facts[output][mean[1][0]] = Fact(0)
         if name in ("mul", "div", "add", "sub", "convert_element_type", "reduce_precision"):
             for number_, value in enumerate(inputs):

@@ -22,14 +22,52 @@ def producers(program: Program) -> Producers:
     return {output: equation for equation in program.equations for output in equation.outputs if equation.bind}
 
 
-def peel(made: Producers, value: Value) -> Value:
-    """The value before broadcasts, unit axes and conversions."""
+Place = tuple[int | None, ...]
+"""For every axis of a value, the axis of another that lies on it; None where the value is constant."""
+
+
+def descend(made: Producers, value: Value) -> tuple[Value, Place]:
+    """The value before broadcasts, unit axes and conversions, and where its axes lie."""
+    place: Place = tuple(range(len(value.shape)))
     while value in made and made[value].primitive in PASSING:
-        inner = made[value].inputs[0]
-        if made[value].primitive == "reshape" and wide(inner.shape) != wide(value.shape):
+        equation = made[value]
+        inner = equation.inputs[0]
+        if equation.primitive == "broadcast_in_dim":
+            axes = {target: i for i, target in enumerate(equation.params["broadcast_dimensions"])}
+            where = {t: i for t, i in axes.items() if inner.shape[i] == value.shape[t]}
+        elif inner.shape == value.shape:
+            where = {i: i for i in range(len(value.shape))}
+        elif wide(inner.shape) == wide(value.shape):
+            sides = ([i for i, size in enumerate(v.shape) if size != 1] for v in (value, inner))
+            where = dict(zip(*sides, strict=True))
+        else:
             break
+        place = tuple(None if i is None else where.get(i) for i in place)
         value = inner
-    return value
+    return value, place
+
+
+def same_value(made: Producers, one: Value, other: Value) -> bool:
+    """Whether two values are one, but for conversions and unit axes that are added in the same way."""
+    return descend(made, one) == descend(made, other)
+
+
+def total_of(made: Producers, value: Value) -> tuple[Value, tuple[int, ...], Place] | None:
+    """What a value is the sum of, over which axes, and which axis of the summed value lies on each of its own."""
+    inner, place = descend(made, value)
+    equation = made.get(inner)
+    if equation is None or equation.primitive != "reduce_sum":
+        return None
+    source, axes = equation.inputs[0], tuple(equation.params["axes"])
+    kept = [i for i in range(len(source.shape)) if i not in axes]
+    return source, axes, tuple(None if i is None else kept[i] for i in place)
+
+
+def beside(source: Value, axes: Sequence[int], place: Place) -> bool:
+    """Whether a sum over some axes lies, broadcast, beside what it is the sum of, axis by axis."""
+    return len(place) == len(source.shape) and all(
+        place[i] == (None if i in axes or size == 1 else i) or size == 1 for i, size in enumerate(source.shape)
+    )
 
 
 def wide(shape: Sequence[int]) -> list[int]:
@@ -40,36 +78,39 @@ def wide(shape: Sequence[int]) -> list[int]:
 def number(value: Value) -> float | None:
     """The number that a constant is filled with; None for any other value."""
     known = value.constant
-    if known is None or not known.size or not np.issubdtype(known.dtype, np.number):
+    if known is None or not known.size or not np.issubdtype(known.dtype, np.number) or np.iscomplexobj(known):
         return None
     first = known.flat[0]
     return float(first) if np.ndim(known) == 0 or np.all(known == first) else None
 
 
-def mean_of(made: Producers, value: Value) -> tuple[Value, tuple[int, ...]] | None:
-    """What a value is the mean of, and over which axes."""
-    equation = made.get(peel(made, value))
+def mean_of(made: Producers, value: Value) -> tuple[Value, tuple[int, ...], Place] | None:
+    """What a value is the mean of, over which axes, and which axis of the averaged value lies on each of its own."""
+    inner, outer = descend(made, value)
+    equation = made.get(inner)
     if equation is None or equation.primitive not in ("div", "mul"):
         return None
-    divisor = number(equation.inputs[1])
-    total = made.get(peel(made, equation.inputs[0]))
-    if divisor is None or total is None or total.primitive != "reduce_sum":
+    divisor, total = number(equation.inputs[1]), total_of(made, equation.inputs[0])
+    if divisor is None or total is None:
         return None
-    axes = tuple(total.params["axes"])
-    size = math.prod(total.inputs[0].shape[axis] for axis in axes)
-    if equation.primitive == "mul":
-        return (total.inputs[0], axes) if math.isclose(divisor * size, 1, rel_tol=1e-6) else None
-    return (total.inputs[0], axes) if divisor == size else None
+    source, axes, place = total
+    size = math.prod(source.shape[axis] for axis in axes)
+    close = 4 * float(jnp.finfo(value.dtype).eps) if jnp.issubdtype(value.dtype, jnp.floating) else 0
+    if not math.isclose(divisor * size if equation.primitive == "mul" else divisor / max(size, 1), 1, rel_tol=close):
+        return None
+    return source, axes, tuple(None if i is None else place[i] for i in outer)
 
 
-def square_of(made: Producers, value: Value) -> Value | None:
-    """What a value is the square of."""
-    equation = made.get(peel(made, value))
+def square_of(made: Producers, value: Value) -> tuple[Value, Place] | None:
+    """What a value is the square of, and where the axes of that lie."""
+    inner, place = descend(made, value)
+    equation = made.get(inner)
     if equation is None:
         return None
-    if equation.primitive == "square" or (equation.primitive == "integer_pow" and equation.params["y"] == 2):
-        return equation.inputs[0]
-    return equation.inputs[0] if equation.primitive == "mul" and equation.inputs[0] is equation.inputs[1] else None
+    power = equation.primitive == "square" or (equation.primitive == "integer_pow" and equation.params["y"] == 2)
+    if power or (equation.primitive == "mul" and equation.inputs[0] is equation.inputs[1]):
+        return equation.inputs[0], place
+    return None
 
 
 def centre_variances(program: Program) -> None:
@@ -86,7 +127,7 @@ def drop_unused(program: Program) -> None:
     """Leave out the equations that no output depends on, in place."""
     needed, kept = set(program.outputs), []
     for equation in reversed(program.equations):
-        if not equation.outputs or needed.intersection(equation.outputs):
+        if not (equation.outputs or equation.bind) or needed.intersection(equation.outputs):
             needed.update(equation.inputs)
             kept.append(equation)
     program.equations[:] = reversed(kept)
@@ -97,11 +138,17 @@ def _variance(made: Producers, equation: Equation) -> tuple[Value, tuple[int, ..
     squares, squared = mean_of(made, equation.inputs[0]), square_of(made, equation.inputs[1])
     if squares is None or squared is None:
         return None
-    (inner, axes), mean = squares, mean_of(made, squared)
+    (inner, axes, place), (root, outer), mean = squares, squared, mean_of(made, squared[0])
     value = square_of(made, inner)
-    if mean is None or value is None or peel(made, mean[0]) is not peel(made, value) or mean[1] != axes:
+    if mean is None or value is None or value[1] != tuple(range(len(inner.shape))):
         return None
-    return value, axes, squared
+    below = tuple(None if i is None else mean[2][i] for i in outer)
+    if mean[1] != axes or below != place or not same_value(made, mean[0], value[0]):
+        return None
+    count = math.prod(size for i, size in enumerate(inner.shape) if i not in axes)
+    if not math.prod(root.shape) == math.prod(equation.outputs[0].shape) == count:
+        return None
+    return value[0], axes, root
 
 
 def _centred(equation: Equation, value: Value, axes: tuple[int, ...], mean: Value) -> Iterator[Equation]:

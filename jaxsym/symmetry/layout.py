@@ -328,8 +328,19 @@ def gathered_whole(equation: Equation) -> dict[int, int]:
     }
 
 
+def filled(equation: Equation) -> float | None:
+    """What a gather puts in place of rows that do not exist; None where that is NaN or nothing, as if all existed."""
+    fill = equation.params.get("fill_value")
+    if "FILL" not in str(equation.params.get("mode")) or fill is None or np.isnan(fill):
+        return None
+    return float(np.abs(fill))
+
+
 def _gather_weigh(weights: Weights, equation: Equation) -> None:
     value, indices = equation.inputs[:2]
+    if filled(equation):
+        nothing(weights, equation)
+        return
     weights.none(indices)
     whole = gathered_whole(equation)
     weights.equal(equation.outputs[0], value, {target: i for i, target in whole.items()})
@@ -443,9 +454,14 @@ LAYOUT: dict[str, Rule] = {
             "random_seed",
             "random_split",
             "random_fold_in",
+            "random_clone",
             "threefry2x32",
+            "shift_left",
+            "shift_right_logical",
+            "shift_right_arithmetic",
+            "bitcast_convert_type",
         ),
-        pinned_result("positions or random numbers: every index is another"),
+        pinned_result("positions, bits or random numbers: every index is another"),
     ),
     "scan_in": Rule(_scan_in_shape, _scan_in_weigh, linear=True),
     "scan_out": Rule(_scan_out_shape, _scan_out_weigh, linear=True),

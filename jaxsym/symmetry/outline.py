@@ -6,6 +6,7 @@ one value, index by index, the sub-graph between is one function of it, and stan
 """
 
 import functools
+import math
 import operator
 from fractions import Fraction
 from typing import Any, NamedTuple
@@ -23,6 +24,8 @@ LONGEST = 40
 CLIPPING = ("min", "max", "clamp", "select_n")
 """Not odd by themselves, but often in pairs."""
 GRID = np.concatenate([np.geomspace(1e-3, 1e6, 97), np.linspace(0.0137, 8.0137, 161)])
+NEAR = (1 / 16, 0.45, 0.93, 1.07, 2.2, 16.0)
+"""A function may bend where a constant, its square or its root lies: it is probed on both sides."""
 FACTORS = (0.37, 1.9, 41.0)
 DEGREES = tuple(Fraction(k, 2) for k in range(-6, 9))
 
@@ -98,16 +101,19 @@ def _probed(source: Value, body: list[Equation], result: Value) -> Probe:
             known[equation.outputs[0]] = np.asarray(run(equation, filled))
         return known[result]
 
+    constants = [abs(c) for e in body for v in e.inputs if (c := number(v)) is not None and math.isfinite(c) and c]
+    bends = [scale * power for c in constants for power in (c, c**2, c**0.5) for scale in NEAR]
+    grid = np.concatenate([GRID, np.unique(np.array(bends))]) if bends else GRID
     with jax.enable_x64(True), np.errstate(all="ignore"):
-        up, down = at(GRID), at(-GRID)
+        up, down = at(grid), at(-grid)
         slope, at_minus_one = (float(at(np.array([x]))[0]) for x in (1.0, -1.0))
-        both, steps = np.concatenate([up, down]), np.concatenate([GRID, -GRID])
+        both, steps = np.concatenate([up, down]), np.concatenate([grid, -grid])
         if not np.isfinite(both).all() or not both.any():
             return Probe(None, None, 0.0, 0.0)
         parity = "odd" if _same(down, -up) else "even" if _same(down, up) else None
         scaled = [(factor, at(factor * steps)) for factor in FACTORS]
     fitting = (k for k in DEGREES if all(_same(values, factor ** float(k) * both) for factor, values in scaled))
-    straight = (slope - float(at_minus_one)) * GRID
+    straight = (slope - float(at_minus_one)) * grid
     skewed = np.all(np.abs(up - down - straight) <= 1e-12 * (np.abs(up) + np.abs(down) + np.abs(straight)))
     return Probe(next(fitting, None), parity, slope, slope - at_minus_one if skewed else 0.0)
 

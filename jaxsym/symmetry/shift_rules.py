@@ -5,8 +5,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from jaxsym.symmetry.idioms import mean_of, number, peel
-from jaxsym.symmetry.layout import dot_axes, gathered_whole
+from jaxsym.symmetry.idioms import beside, descend, mean_of, number
+from jaxsym.symmetry.layout import dot_axes, filled, gathered_whole
 from jaxsym.symmetry.shifts import Centre, Core, Cut, Einsum, Map, Opaque, Put, Reshape
 from jaxsym.symmetry.trace import Equation, Value
 from jaxsym.symmetry.translations import Search, ShiftRule
@@ -44,7 +44,7 @@ def _aligned(value: Value, output: Value) -> list[int | None]:
 def _add_rule(search: Search, equation: Equation) -> None:
     (one, other), output = equation.inputs, equation.outputs[0]
     mean = mean_of(search.known.made, other) if equation.primitive == "sub" else None
-    if mean is not None and mean[0] is one:
+    if mean is not None and mean[0] is one and beside(*mean):
         search.put(output, search.through(Centre(mean[1]), one))
         return
     sign = -1.0 if equation.primitive == "sub" else 1.0
@@ -153,12 +153,15 @@ def _larger_rule(search: Search, equation: Equation) -> None:
 def _select_rule(search: Search, equation: Equation) -> None:
     which, *cases = equation.inputs
     output = equation.outputs[0]
-    finite = search.known.made.get(peel(search.known.made, which))
+    inner, place = descend(search.known.made, which)
+    finite = search.known.made.get(inner) if place == tuple(range(len(inner.shape))) else None
     for value, other in itertools.permutations(cases, 2) if len(cases) == 2 else ():
         known = number(other)
         guard = finite is not None and finite.primitive == "is_finite" and finite.inputs[0] is value
         if known is not None and (guard or known <= INFINITE):
             search.put(output, _moved(search, value, _aligned(value, output)))
+            if not guard and np.isfinite(known):
+                search.masked[output].append(search.shift(value))
             return
     search.block(which, *cases)
 
@@ -217,6 +220,8 @@ def _join_rule(search: Search, equation: Equation) -> None:
 def _gather_rule(search: Search, equation: Equation) -> None:
     """Rows by index: of shifts that differ from row to row only the kind is followed."""
     value, output = equation.inputs[0], equation.outputs[0]
+    if filled(equation) is not None:
+        search.block(value)
     numbers = equation.params["dimension_numbers"]
     batch = [i for i in range(len(output.shape)) if i not in numbers.offset_dims]
     from_output = {target: axis for axis, target in gathered_whole(equation).items()}
@@ -252,6 +257,8 @@ def _window_rule(search: Search, equation: Equation) -> None:
     value, output = equation.inputs[0], equation.outputs[0]
     window, padding = equation.params["window_dimensions"], equation.params["padding"]
     largest = equation.primitive == "reduce_window_max"
+    if any(step != 1 for step in equation.params["base_dilation"]):  # zeros, or minus infinities, between
+        search.block(value)
     search.split(value, [i for i, size in enumerate(window) if size != 1 or output.shape[i] != value.shape[i]])
     if not largest and any(tuple(pair) != (0, 0) for pair in padding):
         search.block(value)

@@ -15,6 +15,20 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
 from jaxsym import tree
 
+CALLS = (
+    "jit",
+    "pjit",
+    "closed_call",
+    "core_call",
+    "core_closed_call",
+    "named_call",
+    "remat",
+    "checkpoint",
+    "custom_jvp_call",
+    "custom_vjp_call",
+)
+"""Primitives, by the beginning of their name, that call a sub-jaxpr with their operands."""
+
 
 @dataclasses.dataclass(eq=False)
 class Value:
@@ -55,7 +69,9 @@ class Program:
         used = {value for equation in self.equations for value in equation.inputs}.union(self.outputs)
         reasons = {}
         for value in self.parameters.values():
-            if value not in used:
+            if 0 in value.shape:
+                reasons[value] = "there are no numbers in it"
+            elif value not in used:
                 reasons[value] = "the function does not depend on it"
             elif not jax.numpy.issubdtype(value.dtype, np.floating):
                 reasons[value] = f"a leaf of type {value.dtype} is not moved"
@@ -77,7 +93,7 @@ def trace(apply: Callable[..., Any], params: Any, *inputs: Any) -> Program:
 
 
 def _wide(leaf: Any) -> Any:
-    dtype = getattr(leaf, "dtype", np.asarray(leaf).dtype)
+    dtype = leaf.dtype if hasattr(leaf, "dtype") else np.asarray(leaf).dtype
     return jax.ShapeDtypeStruct(np.shape(leaf), "float64") if jax.dtypes.issubdtype(dtype, np.floating) else leaf
 
 
@@ -135,7 +151,7 @@ def _inline(program: Program, jaxpr: Jaxpr, environment: dict[Any, Value], loops
             _append(program, "branch", [inputs[0]], [])
         elif name == "while":
             results = _while(program, params, inputs, loops)
-        elif (inner := _called(params)) is not None:
+        elif (inner := _called(name, params)) is not None:
             results = _call(program, inner, inputs, loops)
         else:
             _append(program, name, inputs, outputs, params, functools.partial(equation.primitive.bind, **params))
@@ -144,8 +160,10 @@ def _inline(program: Program, jaxpr: Jaxpr, environment: dict[Any, Value], loops
     return [read(variable) for variable in jaxpr.outvars]
 
 
-def _called(params: dict[str, Any]) -> Any:
-    """The one sub-jaxpr of a call (jit, remat, custom_jvp_call, custom_vjp_call, ...), whatever its name."""
+def _called(name: str, params: dict[str, Any]) -> Any:
+    """The one sub-jaxpr of a call; others (of a general reduction, say) work on something else than the operands."""
+    if not name.startswith(CALLS):
+        return None
     for key in ("jaxpr", "call_jaxpr", "fun_jaxpr"):
         if isinstance(params.get(key), ClosedJaxpr | Jaxpr):
             return params[key]
@@ -166,8 +184,10 @@ def _append(
 def _fold(equation: Equation) -> None:
     """A number computed from numbers is a constant, and so is one number filled into a shape."""
     known = [value.constant for value in equation.inputs]
-    (output, *more) = equation.outputs
-    if more or not known or any(array is None or not array.size for array in known):
+    if len(equation.outputs) != 1:
+        return
+    (output,) = equation.outputs
+    if not known or any(array is None or not array.size for array in known):
         return
     first = np.asarray(known[0])
     if equation.primitive in ("broadcast_in_dim", "reshape") and np.all(first == first.flat[0]):

@@ -19,6 +19,25 @@ from jaxsym.symmetry.shifts import Algebra, Core, Einsum, Map, Shift, Variable, 
 from jaxsym.symmetry.trace import Equation, Program, Value
 from jaxsym.symmetry.weights import Shapes
 
+MASKED = (
+    "add",
+    "add_any",
+    "broadcast_in_dim",
+    "convert_element_type",
+    "copy",
+    "expand_dims",
+    "is_finite",
+    "linear",
+    "reduce_max",
+    "reshape",
+    "select_n",
+    "squeeze",
+    "stop_gradient",
+    "sub",
+    "transpose",
+)
+"""What may be done to logits behind a mask before their exponential, which is 0 there, is taken: anything else would notice that a shift misses them."""
+
 
 class Flip(NamedTuple):
     """A sign or phase of the units on one axis of a function's operand, and the shifts that it leaves."""
@@ -50,6 +69,7 @@ class Search:
         self.program, self.shapes, self.rules, self.known = program, shapes, rules, known
         self.algebra = Algebra(self.known.parametric, self.known.facts)
         self.dead: set[Variable] = set()
+        self.masked: dict[Value, list[Shift]] = defaultdict(list)  # shifts that miss the places behind a mask
         self.solved: dict[Variable, list[tuple[float, Core, Map]]] = {}
         self.shifts: dict[Value, Shift] = {}
         self.products: list[tuple[Shift, Shift]] = []
@@ -63,7 +83,8 @@ class Search:
         for equation in program.equations:
             self._visit(equation)
         for output in program.outputs:
-            self.vanish(self.shift(output))
+            for shift in (self.shift(output), *self.masked[output]):
+                self.vanish(shift)
         self._prune()
 
     # the variables
@@ -187,10 +208,16 @@ class Search:
         if equation in self.flips:
             self._flip(equation)
             return
+        missing = [shift for value in equation.inputs for shift in self.masked.get(value, ())]
+        for output in equation.outputs if equation.primitive in MASKED else ():
+            self.masked[output] += missing
+        for shift in missing if equation.primitive not in (*MASKED, "exp") else ():
+            self.vanish(shift)
         if not any(self.shift(value) for value in equation.inputs):
             return
         rule = self.rules.get(equation.primitive)
-        if rule is None or not equation.bind:
+        complex_ = any(np.issubdtype(value.dtype, np.complexfloating) for value in equation.outputs)
+        if rule is None or not equation.bind or complex_:
             self.block(*equation.inputs)
         else:
             rule(self, equation)
@@ -238,7 +265,7 @@ class Search:
     def _prune(self) -> None:
         for own in self.variables.values():
             for variable in own:
-                if variable.along is None and self._contained(variable, own):
+                if variable.along is None and variable not in self.solved and self._contained(variable, own):
                     self.dead.add(variable)
         for variable, leaves in self.signed.items():
             if any(core.variable is variable for leaf in leaves for core, _ in self._moved(leaf)):
@@ -306,11 +333,13 @@ def _spans(axis: Atom) -> list[tuple[int, int]]:
 
 
 def _add(shift: Shift, core: Core, place: Map, coefficient: float) -> None:
-    shift[core, place] = shift.get((core, place), 0.0) + coefficient
+    before = shift.get((core, place), 0.0)
+    after = before + coefficient
+    shift[core, place] = 0.0 if abs(after) <= 1e-9 * abs(before) else after  # what is left of a cancellation
 
 
 def _clean(shift: Shift) -> Shift:
-    return {term: c for term, c in shift.items() if abs(c) > 1e-9}
+    return {term: c for term, c in shift.items() if c}
 
 
 ShiftRule = Callable[[Search, Equation], None]

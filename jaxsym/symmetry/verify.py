@@ -334,12 +334,18 @@ def _normal(seed: str, size: int) -> Float[np.ndarray, " size"]:
     return scipy.special.ndtri(_uniform(seed, size))
 
 
+def _numbers(leaf: Any) -> Array:
+    """A key by its bits."""
+    key = jax.dtypes.issubdtype(getattr(leaf, "dtype", None), jax.dtypes.prng_key)
+    return jax.random.key_data(leaf) if key else leaf
+
+
 def _outputs(apply: Callable[..., Any]) -> Callable[..., Array]:
     """All outputs in one vector, for every key: ``[keys, outputs]``; one row without keys."""
 
     def outputs(params: PyTree, inputs: Any, keys: Array | None) -> Array:
         def flat(*inputs: Any) -> Array:
-            leaves = [jnp.ravel(leaf) for leaf in jax.tree.leaves(apply(params, *inputs))]
+            leaves = [jnp.ravel(_numbers(leaf)) for leaf in jax.tree.leaves(apply(params, *inputs))]
             parts = [x for leaf in leaves for x in ((leaf.real, leaf.imag) if jnp.iscomplexobj(leaf) else (leaf,))]
             return jnp.concatenate([part.astype(float) for part in parts])
 

@@ -21,6 +21,10 @@ Slot = tuple[Value, int, int]  # value, axis (-1: global), number of the leaf on
 Row = dict[Slot, Fraction]
 
 
+LARGE = 10**6
+"""Denominators up to this are cleared."""
+
+
 class Shapes:
     """The axes of every value as atoms."""
 
@@ -387,10 +391,12 @@ def _order(slot: Slot) -> tuple[Any, ...]:
 
 
 def _oriented(vector: dict[Slot, Fraction]) -> dict[Slot, Fraction]:
-    """Scaled to coprime integers, the first parameter's positive."""
+    """Scaled to coprime integers where these are moderate, else to 1; the first parameter's positive."""
     first = min(vector, key=lambda slot: (slot[0].origin != "parameter", slot[0].path, slot[1], slot[2]))
     unit = math.lcm(*(weight.denominator for weight in vector.values()))
     unit_over = Fraction(unit, math.gcd(*(int(weight * unit) for weight in vector.values())))
+    if unit > LARGE:
+        unit_over = 1 / abs(vector[first])
     return {slot: weight * unit_over * (1 if vector[first] > 0 else -1) for slot, weight in vector.items()}
 
 
