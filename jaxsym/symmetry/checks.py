@@ -1,7 +1,7 @@
 """What discovery refuses before it starts: each error names the leaf, what was got, what was expected and what to do."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -15,7 +15,9 @@ _SHOWN = 8  # leaves in a message
 _LENGTH = 400  # characters of somebody else's message
 
 
-def checked(apply: Callable[..., Any], params: PyTree, inputs: tuple[Any, ...]) -> tuple[str, ...]:
+def checked(
+    apply: Callable[..., Any], params: PyTree, inputs: tuple[Any, ...], who: str = "discover"
+) -> tuple[str, ...]:
     """Refuse what no group can be found for, and name the leaves that no group moves.
 
     ``None`` is a pytree without leaves, as in a partitioned Equinox model: it is named only where ``apply`` fails.
@@ -24,6 +26,8 @@ def checked(apply: Callable[..., Any], params: PyTree, inputs: tuple[Any, ...]) 
     ----------
     apply, params, inputs
         As for :func:`jaxsym.discover`.
+    who
+        Begins each message.
 
     Returns
     -------
@@ -42,8 +46,16 @@ def checked(apply: Callable[..., Any], params: PyTree, inputs: tuple[Any, ...]) 
     >>> checked(lambda params, x: params["w"] * x, {"w": jnp.ones(3), "step": 0}, (jnp.ones(3),))
     ('step',)
     """
+    try:
+        _check(apply, params, inputs)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{who}: {error}") from error.__cause__
+    return tuple(path for path, leaf in tree.leaves(params).items() if not jnp.issubdtype(_dtype(leaf), jnp.floating))
+
+
+def _check(apply: Callable[..., Any], params: PyTree, inputs: tuple[Any, ...]) -> None:
     if not callable(apply):
-        msg = f"discover: apply is {_kind(apply)}, expected a function apply(params, *inputs){_hint(apply)}."
+        msg = f"apply is {_kind(apply)}, expected a function apply(params, *inputs){_hint(apply)}."
         raise TypeError(msg)
     leaves, others = tree.leaves(params), {f"inputs/{path}": leaf for path, leaf in tree.leaves(inputs).items()}
     for path, leaf in (leaves | others).items():
@@ -51,13 +63,15 @@ def checked(apply: Callable[..., Any], params: PyTree, inputs: tuple[Any, ...]) 
     for path, leaf in leaves.items():
         _check_numbers(path, leaf)
     _check_outputs(apply, params, inputs)
-    return tuple(path for path, leaf in leaves.items() if not jnp.issubdtype(_dtype(leaf), jnp.floating))
 
 
 def _check_array(path: str, leaf: Any) -> None:
     dtype = _dtype(leaf)
+    if isinstance(leaf, jax.core.Tracer):
+        msg = f"{path} is a tracer: this runs on the host, call it outside of jit, grad and vmap."
+        raise TypeError(msg)
     if dtype is None or getattr(dtype, "kind", "") in tuple("OUSMm"):  # keys have no kind
-        msg = f"discover: {path} is {_kind(leaf)}, expected an array or a jax.ShapeDtypeStruct; close over what is no number."
+        msg = f"{path} is {_kind(leaf)}, expected an array or a jax.ShapeDtypeStruct; close over what is no number."
         raise TypeError(msg)
 
 
@@ -66,7 +80,7 @@ def _check_numbers(path: str, leaf: Any) -> None:
     dtype = _dtype(leaf)
     if jnp.issubdtype(dtype, jnp.complexfloating):
         msg = (
-            f"discover: {path} is {_described(leaf)}, expected real numbers; complex parameters are not supported:"
+            f"{path} is {_described(leaf)}, expected real numbers; complex parameters are not supported:"
             " pass real and imaginary part as two leaves."
         )
         raise ValueError(msg)
@@ -75,7 +89,7 @@ def _check_numbers(path: str, leaf: Any) -> None:
     wrong = int(np.sum(~np.isfinite(np.asarray(leaf))))
     if wrong:
         msg = (
-            f"discover: {path} ({_described(leaf)}) has {wrong} entries that are NaN or infinite, expected finite numbers;"
+            f"{path} ({_described(leaf)}) has {wrong} entries that are NaN or infinite, expected finite numbers;"
             " look for the step at which training diverged, or initialise it again."
         )
         raise ValueError(msg)
@@ -87,8 +101,14 @@ def _check_outputs(apply: Callable[..., Any], params: PyTree, inputs: tuple[Any,
         outputs = jax.eval_shape(apply, params, *inputs)
     except Exception as error:
         raise ValueError(_failure(error, apply, params, inputs)) from error
-    if not sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(outputs)):
-        msg = "discover: apply returns nothing; expected at least one array as output."
+    refuse_empty([leaf.shape for leaf in jax.tree.leaves(outputs)])
+
+
+def refuse_empty(shapes: Sequence[tuple[int, ...]]) -> None:
+    """Refuse outputs of these shapes when there is no number in them."""
+    if not sum(map(math.prod, shapes)):
+        got = f"outputs of shape {', '.join(map(str, shapes))}: no numbers" if shapes else "nothing"
+        msg = f"apply returns {got}; expected at least one number as output{', from a batch that is not empty' if shapes else ''}."
         raise ValueError(msg)
 
 
@@ -100,7 +120,7 @@ def _failure(error: Exception, apply: Any, params: PyTree, inputs: tuple[Any, ..
     shapes = [f"{path} {_described(leaf)}" for path, leaf in tree.leaves(params).items()]
     given = [_described(leaf) for leaf in jax.tree.leaves(inputs)]
     return (
-        f"discover: apply(params, *inputs) fails: {type(error).__name__}: {said} It was given params: {_listed(shapes)};"
+        f"apply(params, *inputs) fails: {type(error).__name__}: {said} It was given params: {_listed(shapes)};"
         f" inputs: {_listed(given)}.{missing} Pass parameters and inputs that fit this function{_hint(apply)}."
     )
 

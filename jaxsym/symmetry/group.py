@@ -112,9 +112,10 @@ class Symmetry:
 
     def exp(self, coordinates: Float[Array, " dim"] | Float[np.ndarray, " dim"]) -> Element:
         """The element of Lie-algebra coordinates ``[dim]``; finite factors stay at the identity."""
-        if jnp.shape(coordinates) != (self.dim,):
-            msg = f"exp: got coordinates of shape {jnp.shape(coordinates)}, expected ({self.dim},), the group's dim."
+        if np.shape(coordinates) != (self.dim,):
+            msg = f"exp: got coordinates of shape {np.shape(coordinates)}, expected ({self.dim},), the group's dim."
             raise ValueError(msg)
+        coordinates = coordinates if hasattr(coordinates, "reshape") else jnp.asarray(coordinates)
         element: list[Any] = []
         start = 0
         for factor in self.factors:
@@ -154,6 +155,7 @@ class Symmetry:
 
     def compose(self, g: Element, h: Element) -> Element:
         """The element that does ``h`` first, then ``g``."""
+        self._check(g, h)
         carried = [self._carry(i, part, h, backwards=True) for i, part in enumerate(g)]
         if any(factor.kind in AFFINE for factor in self.factors):
             undone = self.inverse(h)
@@ -162,6 +164,7 @@ class Symmetry:
 
     def inverse(self, g: Element) -> Element:
         """The element that undoes ``g``."""
+        self._check(g)
         undone = [_kind(factor).inverse(part) for factor, part in zip(self.factors, g, strict=True)]
         return tuple(
             self._carry_translation(i, self._carry(i, part, g, backwards=False), g) for i, part in enumerate(undone)
@@ -173,8 +176,9 @@ class Symmetry:
         Raises
         ------
         ValueError
-            If a leaf is missing or has another shape than the group was found on.
+            If a leaf is missing or has another shape than the group was found on, or the element is not one of this group.
         """
+        self._check(g)
         paths, structure = jax.tree_util.tree_flatten_with_path(params)
         moved: dict[str, Any] = {
             tree.name(path): leaf if isinstance(leaf, np.ndarray) else jnp.asarray(leaf) for path, leaf in paths
@@ -204,6 +208,22 @@ class Symmetry:
         dtype = jnp.result_type(float)
         zero = jnp.zeros(self.dim, dtype)
         return jax.vmap(lambda direction: jax.jvp(moved, (zero,), (direction,))[1])(jnp.eye(self.dim, dtype=dtype))
+
+    def _check(self, *elements: Any) -> None:
+        """Refuse what is no element of this group, as far as shapes tell."""
+        wanted = [np.shape(_kind(factor).identity(factor)) for factor in self.factors]
+        for element in elements:
+            if not isinstance(element, tuple | list) or len(element) != len(wanted):
+                got = f"{len(element)} parts" if isinstance(element, tuple | list) else f"a {type(element).__name__}"
+                msg = f"element: got {got}, expected a tuple of {len(wanted)} arrays, one for each factor of this group: sample one."
+                raise ValueError(msg)
+            for part, shape, factor in zip(element, wanted, self.factors, strict=True):
+                if np.shape(part) != shape:
+                    msg = (
+                        f"element: the part of the {factor.kind} has shape {np.shape(part)}, expected {shape}: it belongs to"
+                        " another group, or it has leading axes for jax.vmap."
+                    )
+                    raise ValueError(msg)
 
     def _carry(self, number: int, part: Array, by: Element, *, backwards: bool) -> Array:
         """Conjugate one factor's part by all permutations of ``by`` that come after it."""

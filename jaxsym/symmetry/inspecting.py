@@ -107,10 +107,9 @@ def load(target: str) -> Network:
         msg = f"{target} returned {_type(inputs)} as inputs, expected a tuple of them: (inputs,) for a single one."
         raise ValueError(msg)
     try:
-        checked(apply, params, inputs)
+        checked(apply, params, inputs, target)
     except (TypeError, ValueError) as error:
-        msg = f"{target}: {str(error).removeprefix('discover: ')}"
-        raise ValueError(msg) from error
+        raise ValueError(str(error)) from error
     return Network(apply, params, inputs)
 
 

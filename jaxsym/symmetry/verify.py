@@ -24,6 +24,7 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from jaxsym import tree as paths
 from jaxsym.catalogue import find
+from jaxsym.symmetry.checks import checked, refuse_empty
 from jaxsym.symmetry.group import Symmetry
 
 Precision = Literal["float64", "float32"]
@@ -134,15 +135,24 @@ def verify(
 
     Raises
     ------
+    TypeError
+        If ``apply`` or ``sym`` is something else, or a leaf is not an array.
     ValueError
-        If an option is unknown, a leaf has no values, the outputs are empty, not finite, or at the loss level not one scalar, or
+        If ``apply`` fails, an option is unknown, a leaf has no values, the outputs are empty, not finite, or at the loss level not one scalar, or
         the last input is not a key at the distribution level.
     """
     find(LEVELS, level, "level")
     find({"float64": None, "float32": None}, precision, "precision")
+    if not isinstance(sym, Symmetry):
+        msg = f"verify: sym is of type {type(sym).__name__}, expected a Symmetry, as jaxsym.discover returns it."
+        raise TypeError(msg)
     _check(params, inputs, level, num, num_keys)
     key = jax.random.key(0) if key is None else key
-    closed, start, taken = _traced(apply, params, inputs, precision)
+    try:
+        closed, start, taken = _traced(apply, params, inputs, precision)
+    except Exception:
+        checked(apply, params, inputs, "verify")  # says better what is wrong
+        raise
     _check_outputs(closed, level)
     coarsest = min((taken, *_narrowed(closed)), key=lambda dtype: -float(jnp.finfo(dtype).eps))
     count = sum(math.prod(aval.shape) for aval in closed.out_avals) * (len(sym.factors) + 1) * num
@@ -433,9 +443,7 @@ def _is_key(leaf: Any) -> bool:
 
 def _check_outputs(closed: ClosedJaxpr, level: str) -> None:
     shapes = [aval.shape for aval in closed.out_avals]
-    if sum(map(math.prod, shapes)) == 0:
-        msg = "verify: apply returns nothing; expected at least one array."
-        raise ValueError(msg)
+    refuse_empty(shapes)
     if level == "loss" and shapes != [()]:
         msg = (
             f"level: got 'loss' with outputs of shape {', '.join(map(str, shapes))}, expected one scalar: pass the loss in place"

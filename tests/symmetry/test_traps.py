@@ -1,0 +1,178 @@
+"""Networks on which discovery was once wrong, or fell: what must come out now."""
+
+import collections
+
+import chex
+import jax
+import jax.numpy as jnp
+import pytest
+from jax import lax
+
+import jaxsym as js
+from jaxsym.symmetry.verify import perturbed, wide
+from tests.symmetry.networks import IMAGES, KEY, X, normal
+
+SQUARE, MASK = normal(4, 4), jax.random.bernoulli(KEY, 0.5, (5, 3))
+LAYER = {"a": normal(3, 4), "b": normal(4), "c": normal(4, 2)}
+ROWS = {"e": normal(5, 4), "q": normal(4), "c": normal(4, 2)}
+MASKED = {"a": normal(3, 3), "b": normal(3), "v": normal(3, 2), "d": normal(2)}
+FLIPS = {("sign", 4, 1): 1, ("permutation", 4, 1): 1}
+RELU = {("scaling", 4, 1): 1, ("permutation", 4, 1): 1}
+CONVOLVED = {"a": normal(3, 3, 1, 4), "b": normal(4), "v": normal(4, 2)}
+
+
+def relu(p, x):
+    return jax.nn.relu(x @ p["a"] + p["b"]) @ p["c"]
+
+
+def power(p, x):
+    return jnp.abs(x @ p["a"]) ** 1.37 @ p["c"]
+
+
+def looked_up(p, tokens, fill):
+    return p["e"].at[tokens].get(mode="fill", fill_value=fill)
+
+
+def masked(p, x, mask):
+    return jnp.where(mask, x @ p["a"] + p["b"], -1e9)
+
+
+def pooled(p, x):
+    maps = lax.conv_general_dilated(x, p["a"], (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")) + p["b"]
+    return lax.reduce_window(maps, 0.5, lax.max, (1, 2, 2, 1), (1, 1, 1, 1), "VALID") @ p["v"]
+
+
+def shuffled(p, x):
+    h = jax.nn.relu(x @ p["a"])
+    return (h + h.reshape(-1, 2, 4).transpose(0, 2, 1).reshape(-1, 8)) @ p["c"]
+
+
+def skew(p, x):
+    return x @ p["a"] @ (p["w"] - p["w"].T) @ p["c"]
+
+
+TRAPS = {
+    "a power that is no simple fraction": (power, LAYER, (X,), {**FLIPS, ("scaling", 4, 1): 1}),
+    "an output that dwarfs the others": (
+        lambda p, x: (power(p, x), jnp.float32(1e12)),
+        LAYER,
+        (X,),
+        {**FLIPS, ("scaling", 4, 1): 1},
+    ),
+    "a symmetric part that is taken off": (
+        skew,
+        {"a": normal(3, 4), "w": normal(4, 4), "c": normal(4, 2)},
+        (X,),
+        {("general_linear", 4, 1): 1, ("scaling", 1, 1): 1, ("sign", 1, 1): 1},
+    ),
+    "rows that do not exist are one": (
+        lambda p, t: jax.nn.relu(looked_up(p, t, 1.0) + p["q"]) @ p["c"],
+        ROWS,
+        (jnp.array([0, 1, 9]),),
+        {("permutation", 4, 1): 1},
+    ),
+    "rows that do not exist are zero": (lambda p, t: looked_up(p, t, 0.0) + p["q"], ROWS, (jnp.array([0, 9]),), {}),
+    "a mask before something linear": (lambda p, x, m: masked(p, x, m) @ p["v"] + p["d"], MASKED, (X, MASK), {}),
+    "a mask and its maximum before something linear": (
+        lambda p, x, m: (masked(p, x, m) - masked(p, x, m).max(-1, keepdims=True)) @ p["v"] + p["d"],
+        MASKED,
+        (X, MASK),
+        {},
+    ),
+    "a mask before a softmax": (
+        lambda p, x, m: jax.nn.softmax(masked(p, x, m)),
+        MASKED,
+        (X, MASK),
+        {("translation", 3, 1): 1, ("translation", 1, 1): 1},
+    ),
+    "linear but near zero": (
+        lambda p, x: (lambda h: jnp.where(jnp.abs(h) > 1e-4, h, 0))(x @ p["a"]) @ p["c"],
+        LAYER,
+        (X,),
+        FLIPS,
+    ),
+    "linear but far out": (lambda p, x: jnp.clip(x @ p["a"], -1e9, 1e9) @ p["c"], LAYER, (X,), FLIPS),
+    "a sum that multiplies": (
+        lambda p, x: x * p["b"].sum(),
+        {"b": normal(4)},
+        (X,),
+        {("translation", 4, 1): 1, ("orthogonal", 3, 1): 1},
+    ),
+    "a small coefficient": (lambda p, x: 1e-10 * (x @ p["a"]), {"a": normal(3, 2)}, (1e10 * X,), {}),
+    "a mean along the other axis": (
+        lambda p, x: (lambda h: h - h.mean(0)[:, None])(x + p["b"]),
+        {"b": normal(4)},
+        (SQUARE,),
+        {("translation", 1, 1): 1},
+    ),
+    "a softmax along the other axis": (
+        lambda p, x: (jnp.exp(x) / jnp.exp(x).sum(1)[None, :]) @ (x + p["b"]) + p["q"],
+        {"b": normal(4), "q": normal(4)},
+        (SQUARE,),
+        {},
+    ),
+    "a variance along two axes": (
+        lambda p, x: (lambda h: (h**2).mean(0)[None, :] - h.mean(0)[:, None] ** 2)(x + p["b"]),
+        {"b": normal(4)},
+        (SQUARE,),
+        {},
+    ),
+    "an imaginary factor": (lambda p, x: (x @ p["a"]) * 1j, LAYER, (X,), {}),
+    "a window with gaps": (
+        lambda p, x: (
+            lax.reduce_window(x + p["b"], 0.0, lax.add, (1, 2), (1, 1), ((0, 0), (0, 0)), base_dilation=(1, 2)) + p["c"]
+        ),
+        {"b": jnp.float32(0.3), "c": jnp.float32(0.7)},
+        (SQUARE,),
+        {},
+    ),
+    "a channel shuffle": (
+        shuffled,
+        {"a": normal(3, 8), "c": normal(8, 2)},
+        (X,),
+        {("scaling", 2, 1): 1, ("permutation", 2, 1): 1},
+    ),
+    "a layer of no units": (relu, {"a": normal(3, 0), "b": normal(0), "c": normal(0, 2)}, (X,), {}),
+    "a leaf without numbers": (
+        lambda p, x: relu(p, x) + p["e"].sum(),
+        LAYER | {"e": jnp.zeros((0, 3))},
+        (X,),
+        RELU,
+    ),
+    "a key among the outputs": (
+        lambda p, x, key: (relu(p, x), jax.random.split(key)[0]),
+        LAYER,
+        (X, jax.random.key(0)),
+        RELU,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TRAPS)
+def test_traps(name):
+    apply, params, inputs, expected = TRAPS[name]
+    sym = js.discover(apply, params, *inputs)  # a factor that is dropped warns, and a warning is an error here
+    assert collections.Counter((f.kind, f.size, f.copies) for f in sym.factors) == expected
+    with jax.enable_x64(True):
+        point = perturbed(jax.random.key(1), wide(params))
+        g, h = (sym.sample(key) for key in jax.random.split(jax.random.key(2)))
+        chex.assert_trees_all_close(sym.act(sym.compose(g, h), point), sym.act(g, sym.act(h, point)), rtol=1e-8)
+
+
+@pytest.mark.parametrize(
+    ("apply", "params", "x", "primitive"),
+    [
+        (lambda p, x: lax.reduce(relu(p, x), 0.0, lambda u, v: jnp.sqrt(u * u + v * v), (1,)), LAYER, X, "reduce"),
+        (pooled, CONVOLVED, IMAGES, "reduce_window"),
+    ],
+)
+def test_general_reductions_pin(apply, params, x, primitive):
+    with pytest.warns(UserWarning, match=f"no rule for the primitive {primitive};"):
+        sym = js.discover(apply, params, x)
+    assert sym.verified
+
+
+def test_a_print_is_passed_over(capsys):
+    sym = js.discover(lambda p, x: (jax.debug.print("{}", x[0, 0]), relu(p, x))[1], LAYER, X)
+    assert sym.order == 24
+    capsys.readouterr()
