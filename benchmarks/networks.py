@@ -13,6 +13,7 @@ import time
 import warnings
 
 from rich.console import Console
+from rich.progress import track
 from rich.table import Table
 
 import jaxsym as js
@@ -52,8 +53,7 @@ def main(names: list[str]) -> int:
     """Print both tables."""
     console, good = Console(width=max(Console().width, 150)), True
     table = Table("network", "group", "elements", "dim", "float64", "float32", "s", "", title="what is found")
-    for number, name in enumerate(names or BUILDERS, 1):
-        console.print(f"[dim]{number} of {len(names or BUILDERS)}: {name}[/]", end="\r")
+    for name in track(names or list(BUILDERS), "networks", console=Console(stderr=True)):
         figures, right = row(name, find(BUILDERS, name, "network")())
         table.add_row(*figures)
         good &= right

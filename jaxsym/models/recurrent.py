@@ -1,6 +1,7 @@
 """Recurrent networks."""
 
 import flax.linen as nn
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 
@@ -48,5 +49,6 @@ class Recurrent(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "*batch time inputs"]) -> Float[Array, "*batch outputs"]:
         """Outputs ``[..., num_outputs]`` for sequences ``[..., T, D]``."""
-        states = nn.RNN(self.cell(self.hidden))(x)
+        kept = jnp.promote_types(x.dtype, jnp.float32)  # of the state, too: a float64 network stays one
+        states = nn.RNN(self.cell(self.hidden, param_dtype=kept))(x)
         return nn.Dense(self.num_outputs)(states[..., -1, :])

@@ -18,7 +18,9 @@ def namespace(*arrays: Any) -> Any:
 def run(equation: Equation, inputs: list[Array]) -> Any:
     """One equation in the precision of its operands, whatever precision it was traced in."""
     on_host = namespace(*inputs) is np
-    floating = [x.dtype for x in inputs if jnp.issubdtype(x.dtype, jnp.floating)]
+    known = [value.constant is not None for value in equation.inputs]  # constants take the precision of the others
+    given = [x for x, constant in zip(inputs, known, strict=True) if not constant] or inputs
+    floating = [x.dtype for x in given if jnp.issubdtype(x.dtype, jnp.floating)]
     if (
         equation.primitive == "convert_element_type"
         and floating
@@ -26,7 +28,7 @@ def run(equation: Equation, inputs: list[Array]) -> Any:
     ):
         return inputs[0]
     if floating:
-        widest = jnp.result_type(*floating)
+        widest = min(floating, key=lambda dtype: jnp.finfo(dtype).eps)
         inputs = [x.astype(widest) if jnp.issubdtype(x.dtype, jnp.floating) else x for x in inputs]
     if equation.primitive == "dot_general":
         left, right = inputs
