@@ -9,9 +9,11 @@ __version__ = "0.1.0"
 
 _LAZY = {  # name -> (module, attribute); loaded when first used, so that `import jaxsym` stays fast
     "Symmetry": ("jaxsym.symmetry", "Symmetry"),
+    "certify": ("jaxsym.symmetry.certify", "certify"),
     "discover": ("jaxsym.symmetry", "discover"),
     "verify": ("jaxsym.symmetry", "verify"),
     "make_train": ("jaxsym.training", "make_train"),
+    "count": ("jaxsym.symmetry.count", None),
     "data": ("jaxsym.data", None),
     "models": ("jaxsym.models", None),
     "sweep": ("jaxsym.sweep", None),
@@ -22,6 +24,8 @@ _LAZY = {  # name -> (module, attribute); loaded when first used, so that `impor
 
 __all__ = [
     "Symmetry",
+    "certify",
+    "count",
     "data",
     "discover",
     "make_train",

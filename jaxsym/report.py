@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import math
+import warnings
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
@@ -93,7 +94,11 @@ def _save(picture: Picture, folder: Path) -> str:
     metadata = {"png": {"Software": None}, "svg": {"Date": None}}
     for kind in ("png", "svg"):
         buffer = io.BytesIO()
-        picture.figure.savefig(buffer, format=kind, dpi=150, metadata=metadata[kind])
+        with warnings.catch_warnings():
+            warnings.filterwarnings(
+                "ignore", 'Creating legend with loc="best" can be slow'
+            )  # on a busy machine; it is waited for
+            picture.figure.savefig(buffer, format=kind, dpi=150, metadata=metadata[kind])
         content = buffer.getvalue()
         with store.atomic(folder / f"{picture.name}.{kind}") as temporary:
             temporary.write_bytes(content)
