@@ -1,5 +1,6 @@
 """The factors that translate parameters: translations, phases of sines, and signs that leave a shift behind."""
 
+import dataclasses
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -10,6 +11,7 @@ from jaxsym.symmetry.atoms import leaves
 from jaxsym.symmetry.elementwise import PERIODIC, SHIFTED
 from jaxsym.symmetry.factors import Factor, Slot
 from jaxsym.symmetry.moves import Recipes, Translation, commuting, framed
+from jaxsym.symmetry.overlaps import contrasts
 from jaxsym.symmetry.rules import weigh
 from jaxsym.symmetry.shift_rules import CATALOGUE
 from jaxsym.symmetry.shifts import Variable
@@ -36,11 +38,13 @@ def affine(program: Program, shapes: Shapes, solver: Solver, linear: Sequence[Fa
     search = Search(program, shapes, solver.known, CATALOGUE, flips)
     recipes, moves = Recipes(program, search.known.derived.values()), search.moves()
     wholes = {variable: recipes.translation(variable, moved) for variable, moved in moves.items()}
-    plain = [whole for variable, whole in wholes.items() if not variable.flip and not _uneven(variable, linear)]
+    translations = {v: moved for v, moved in moves.items() if not v.flip and not _uneven(v, v.constant, linear)}
+    sums = contrasts(search, translations, lambda v, axis: not _uneven(v, frozenset({v.kept[axis]}), linear))
+    plain = [dataclasses.replace(wholes[v], contrast=axes) for v, axes in sums.items() if axes is not None]
     factors = []
     plain = commuting(sorted(plain, key=lambda one: len(one.variable.constant)))
     for whole in plain:
-        shape = whole.variable.shape or (1,)
+        shape = whole.shape
         slots = _translated(program, whole)
         factors.append(Factor("translation", shape[-1], math.prod(shape[:-1]), slots, shape, (), whole))
     for factor, found in bent:
@@ -56,11 +60,11 @@ def affine(program: Program, shapes: Shapes, solver: Solver, linear: Sequence[Fa
     return tuple(sorted(factors, key=lambda factor: factor.kind == "sign"))
 
 
-def _uneven(variable: Variable, linear: Sequence[Factor]) -> bool:
-    """Whether another factor would make a constant translation uneven: the two generate more than is known."""
+def _uneven(variable: Variable, axes: frozenset[int], linear: Sequence[Factor]) -> bool:
+    """Whether another factor would make a translation that is even along some axes uneven: the two generate more than is known."""
     path = tuple(variable.leaf.path.split("/"))
     return variable.along is None and any(
-        not variable.constant.isdisjoint(slot.axes)
+        not axes.isdisjoint(slot.axes)
         for factor in linear
         if factor.kind in MIXING and factor.classes != (-1,) and not (factor.kind == "orthogonal" and _upright(factor))
         for slot in factor.slots

@@ -137,7 +137,7 @@ def certify(
     key = jax.random.key(0) if key is None else key
     with jax.enable_x64(True), jax.default_matmul_precision("highest"):
         params, inputs = wide(params), wide(tuple(inputs))
-        function = _Function(apply, params)
+        function = Function(apply, params)
         here = function.jacobian(params, inputs)
         rank, gap, kernel = _kernel(here)
         tangents = _tangents(sym, params, function)
@@ -158,10 +158,10 @@ def certify(
     return Certificate(function.size, rank, len(kernel), len(orbit), hidden, gap, on_data, local, directions, shares)
 
 
-class _Function:
+class Function:
     """The outputs as one real vector of one real vector: the floating leaves of the parameters."""
 
-    def __init__(self, apply: Callable[..., Any], params: PyTree) -> None:
+    def __init__(self, apply: Callable[..., Any], params: PyTree, who: str = "certify") -> None:
         leaves, self.structure = jax.tree.flatten(params)
         self.shapes = [leaf.shape for leaf in leaves]
         self.moving = [i for i, leaf in enumerate(leaves) if jnp.issubdtype(leaf.dtype, jnp.floating)]
@@ -169,11 +169,16 @@ class _Function:
         self.apply = apply
         if self.size > LARGEST:
             msg = (
-                f"certify: {self.size} parameters, expected at most {LARGEST}, for the Jacobian is decomposed densely: certify the same"
+                f"{who}: {self.size} parameters, expected at most {LARGEST}, for the Jacobian is decomposed densely: certify the same"
                 " architecture with smaller widths, or one layer at a time (close over the others)."
             )
             raise ValueError(msg)
         self._columns = jax.jit(self._differentiate)
+
+    def named(self, params: PyTree) -> dict[str, np.ndarray]:
+        """The floating leaves by path, in the order of the vector."""
+        leaves = list(tree.leaves(params).items())
+        return {leaves[i][0]: np.asarray(leaves[i][1]) for i in self.moving}
 
     def vector(self, params: PyTree) -> Float[Array, " size"]:
         """The floating leaves of parameters, or of anything like them."""
@@ -246,7 +251,7 @@ def _kernel(jacobian: Float[np.ndarray, "outputs size"]) -> tuple[int, float, Fl
     return rank, gap, np.linalg.qr(basis.T)[0].T if len(basis) else basis
 
 
-def _tangents(sym: Symmetry, params: PyTree, function: _Function) -> Float[np.ndarray, "dim size"]:
+def _tangents(sym: Symmetry, params: PyTree, function: Function) -> Float[np.ndarray, "dim size"]:
     if not sym.dim:
         return np.zeros((0, function.size))
     found = jax.jit(sym.tangents)(params)

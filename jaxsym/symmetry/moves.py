@@ -7,6 +7,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+import scipy.linalg
 from jaxtyping import Array
 
 from jaxsym.symmetry.host import namespace, run
@@ -26,11 +27,13 @@ class Translation:
     """What computes the coefficients from the parameters, in order."""
     leaves: tuple[tuple[Value, str], ...]
     """The parameters that the coefficients depend on."""
+    contrast: frozenset[int] = frozenset()
+    """Axes of the variable's core along which it adds up to 0; an element has one number fewer there."""
     frame: tuple["Translation", ...] = ()
     """Translations whose coefficients this one changes; it acts where their coordinates are 0, so that it commutes with them."""
 
     def act(self, part: Array, params: Mapping[str, Array]) -> dict[str, Array]:
-        """The leaves that move, moved by ``part`` (the shape of the variable's core)."""
+        """The leaves that move, moved by ``part``, of :attr:`shape`."""
         now = dict(params)
         own = [other._chart(now) for other in self.frame]
         for other, coordinate in zip(self.frame, own, strict=True):
@@ -58,7 +61,25 @@ class Translation:
             leaf = leaf / self._coefficients(params)(variable.unit)
         blocks = {axis: slice(start, stop) for axis, start, stop in variable.block}
         window = tuple(blocks.get(i, slice(None)) for i in range(leaf.ndim))
-        return leaf[window].mean(axis=tuple(variable.constant))
+        return self._narrow(leaf[window].mean(axis=tuple(variable.constant))).reshape(self.shape)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of an element."""
+        return tuple(n - (i in self.contrast) for i, n in enumerate(self.variable.shape)) or (1,)
+
+    def _widen(self, part: Array) -> Array:
+        """The core from an element."""
+        core = part.reshape(self.shape if self.variable.shape else ())
+        for axis in self.contrast:
+            core = _along(scipy.linalg.helmert(core.shape[axis] + 1).T, core, axis)
+        return core
+
+    def _narrow(self, core: Array) -> Array:
+        """The element from a core."""
+        for axis in self.contrast:
+            core = _along(scipy.linalg.helmert(core.shape[axis]), core, axis)
+        return core
 
     def _shifted(self, part: Array, params: Mapping[str, Array]) -> dict[str, Array]:
         read = self._coefficients(params)
@@ -67,7 +88,7 @@ class Translation:
             leaf = params[path]
             total = leaf
             for (core, place), coefficient in shift.items():
-                change = _evaluate(core, part.reshape(self.variable.shape), read)
+                change = _evaluate(core, self._widen(part), read)
                 total = total + (coefficient * _on(change, place)).astype(leaf.dtype)
             moved[path] = total
         return moved
@@ -98,7 +119,7 @@ class Translation:
             return move(part, frozenset())
         rank, kept = len(variable.leaf.shape), variable.kept
         place = tuple(kept.index(i) if i in kept else None for i in range(rank))
-        tensor = _on(part.reshape(variable.shape), place)
+        tensor = _on(self._widen(part), place)
         blocks = {axis: (start, stop) for axis, start, stop in variable.block}
         margins = [
             (start, variable.leaf.shape[i] - stop)
@@ -107,7 +128,14 @@ class Translation:
         ]
         tensor = move(namespace(tensor).pad(tensor, margins) if blocks else tensor, variable.constant)
         window = tuple(slice(*blocks[i]) if i in blocks else slice(None) for i in range(rank))
-        return tensor[window].reshape(part.shape)
+        core = tensor[window].reshape(variable.shape)
+        return self._narrow(core).reshape(part.shape)
+
+
+def _along(matrix: np.ndarray, tensor: Array, axis: int) -> Array:
+    """A matrix times a tensor along an axis."""
+    xp = namespace(tensor)
+    return xp.moveaxis(xp.tensordot(xp.asarray(matrix, tensor.dtype), tensor, axes=(1, axis)), 0, axis)
 
 
 class Recipes:

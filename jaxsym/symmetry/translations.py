@@ -135,6 +135,13 @@ class Search:
                 _add(result, inner, where, coefficient * factor)
         return _clean(result)
 
+    def substituted(self, shift: Shift, variable: Variable, core: Core, inside: Map) -> Shift:
+        """A shift with a variable replaced by another core, whose axis for each of its own ``inside`` tells."""
+        solved, self.solved = self.solved, {variable: [(1.0, core, inside)]}
+        result = self._resolve(shift)
+        self.solved = solved
+        return result
+
     def _free(self, core: Core, place: Map) -> list[tuple[float, Core, Map]]:
         """A term with solved variables replaced."""
         variable = core.variable

@@ -497,7 +497,7 @@ BUILDERS = {
             ("sign", 6, 1): 3,
             ("sign", 1, 1): 1,  # of the stream
             ("translation", 7, 1): 1,  # along (1, ..., 1), which the norms remove: embedding,
-            ("translation", 4, 1): 1,  # positions,
+            ("translation", 3, 1): 1,  # positions, less what they have in common with the next but two,
             ("translation", 5, 1): 2,  # output of the hidden layer (and, in the gains' frame, its reader),
             ("translation", 1, 1): 2,  # both biases that write to the stream
             ("translation", 6, 1): 3,  # embedding against positions, biases of two norms against those of their readers

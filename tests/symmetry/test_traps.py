@@ -5,6 +5,7 @@ import collections
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from jax import lax
 
@@ -96,7 +97,7 @@ TRAPS = {
         lambda p, x: x * p["b"].sum(),
         {"b": normal(4)},
         (X,),
-        {("translation", 4, 1): 1, ("orthogonal", 3, 1): 1},
+        {("translation", 3, 1): 1, ("orthogonal", 3, 1): 1},
     ),
     "a small coefficient": (lambda p, x: 1e-10 * (x @ p["a"]), {"a": normal(3, 2)}, (1e10 * X,), {}),
     "a mean along the other axis": (
@@ -157,6 +158,36 @@ def test_traps(name):
         point = perturbed(jax.random.key(1), wide(params))
         g, h = (sym.sample(key) for key in jax.random.split(jax.random.key(2)))
         chex.assert_trees_all_close(sym.act(sym.compose(g, h), point), sym.act(g, sym.act(h, point)), rtol=1e-8)
+
+
+def centred(h):
+    return h - h.mean(-1, keepdims=True)
+
+
+OVERLAPS = {
+    "rows and columns of embeddings": (
+        lambda p, t: jnp.tanh(centred(p["e"][t] + p["q"]) @ p["a"]) @ p["c"],
+        {"e": normal(7, 6), "q": normal(4, 6), "a": normal(6, 5), "c": normal(5, 2)},
+        (jax.random.randint(KEY, (3, 4), 0, 7),),
+        32,
+    ),
+    "a kernel between two norms": (
+        lambda p, x: jnp.tanh(centred(centred(x @ p["a"]) @ p["w"])) @ p["c"],
+        {"a": normal(3, 6), "w": normal(6, 5), "c": normal(5, 2)},
+        (X,),
+        24,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OVERLAPS)
+def test_no_direction_is_counted_twice(name):
+    apply, params, inputs, dim = OVERLAPS[name]
+    sym = js.discover(apply, params, *inputs)
+    with jax.enable_x64(True):
+        tangents = jax.tree.leaves(sym.tangents(perturbed(jax.random.key(1), wide(params))))
+        rank = np.linalg.matrix_rank(np.concatenate([np.reshape(leaf, (sym.dim, -1)) for leaf in tangents], 1))
+    assert sym.dim == rank == dim
 
 
 @pytest.mark.parametrize(
