@@ -125,7 +125,7 @@ def _bent(
 def _translated(program: Program, whole: Translation) -> tuple[Slot, ...]:
     """Where a translation sits in each leaf, and its coefficient."""
     slots = []
-    for path, shift in whole.moves:
+    for path, shift in whole.touched.items():
         shape, ((_, place), coefficient) = program.parameters[path].shape, next(iter(shift.items()))
         axis = max((i for i, c in enumerate(place) if c is not None), default=0)
         own = path == whole.variable.leaf.path

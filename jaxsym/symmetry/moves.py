@@ -94,6 +94,28 @@ class Translation:
         return moved
 
     @property
+    def touched(self) -> dict[str, Shift]:
+        """Every leaf that moves: those of the frame, too, that are taken back with other coefficients than they came with."""
+        moved = dict(self.moves)
+        for other in self.frame:
+            for path, shift in other.moves:
+                if path not in moved and not other._read_by(shift).isdisjoint(moved):
+                    moved[path] = shift
+        return moved
+
+    def _read_by(self, shift: Shift) -> set[str]:
+        """The leaves that the coefficients of a shift depend on."""
+        made = {equation.outputs[0]: equation for equation in self.equations}
+        paths, queue = dict(self.leaves), [value for core, _ in shift for value in _coefficients(core)]
+        reached: set[Value] = set()
+        while queue:
+            value = queue.pop()
+            if value not in reached:
+                reached.add(value)
+                queue += made[value].inputs if value in made else []
+        return {paths[value] for value in reached if value in paths}
+
+    @property
     def own(self) -> str:
         """The leaf that the elements are translations of."""
         return self.moves[0][0]
@@ -138,6 +160,16 @@ def _along(matrix: np.ndarray, tensor: Array, axis: int) -> Array:
     return xp.moveaxis(xp.tensordot(xp.asarray(matrix, tensor.dtype), tensor, axes=(1, axis)), 0, axis)
 
 
+def _coefficients(core: Core | None) -> list[Value]:
+    """What the operations of a core multiply with."""
+    found = []
+    while core is not None:
+        if isinstance(core.op, Einsum) and core.op.coefficient is not None and core.multiplied:
+            found.append(core.op.coefficient)
+        core = core.child
+    return found
+
+
 class Recipes:
     """Which equations and which leaves a coefficient is computed from."""
 
@@ -152,11 +184,7 @@ class Recipes:
         queue: list[Value] = []
         for shift in moves.values():
             for core, _ in shift:
-                current: Core | None = core
-                while current is not None:
-                    if isinstance(current.op, Einsum) and current.op.coefficient is not None and current.multiplied:
-                        queue.append(current.op.coefficient)
-                    current = current.child
+                queue += _coefficients(core)
         needed: set[Value] = set()
         while queue:
             value = queue.pop()
