@@ -71,7 +71,7 @@ def _check_array(path: str, leaf: Any) -> None:
         msg = f"{path} is a tracer: this runs on the host, call it outside of jit, grad and vmap."
         raise TypeError(msg)
     if dtype is None or getattr(dtype, "kind", "") in tuple("OUSMm"):  # keys have no kind
-        msg = f"{path} is {_kind(leaf)}, expected an array or a jax.ShapeDtypeStruct; close over what is no number."
+        msg = f"{path} is {_kind(leaf)}, expected an array or a jax.ShapeDtypeStruct; close over what is no number{_module_hint(leaf)}."
         raise TypeError(msg)
 
 
@@ -137,6 +137,10 @@ def _listed(names: list[str]) -> str:
 
 def _hint(apply: Any) -> str:
     return "; of a module pass its .apply" if hasattr(apply, "apply") else ""
+
+
+def _module_hint(leaf: Any) -> str:
+    return " (of an Equinox module take eqx.partition(module, eqx.is_inexact_array))" if callable(leaf) else ""
 
 
 def _dtype(leaf: Any) -> Any:

@@ -268,8 +268,12 @@ class Symmetry:
             f"Symmetry: {units}, dim {self.dim}, {'verified' if self.verified else 'not verified'}",
             "",
         ]
-        head = ("kind", "size", "copies", "moves")
-        rows = [row for factor in self.factors for row in _rows(factor, self.shapes)]
+        head = ("", "kind", "size", "copies", "moves")
+        rows = [
+            (str(number) if i == 0 else "", *row)
+            for number, factor in enumerate(self.factors)
+            for i, row in enumerate(_rows(factor, self.shapes))
+        ]
         lines += columns([head, *rows]) if self.factors else ["nothing moves"]
         if self.approximate:
             wider: list[tuple[str, ...]] = [("but for an epsilon", "size", "copies", "moves", "changes the outputs by")]
@@ -319,6 +323,8 @@ def _describe(slot: Slot, factor: Factor, shapes: dict[str, tuple[int, ...]]) ->
     whole = slot.span == (0, shapes[name][slot.axis])
     part = "" if whole else f" {slot.span[0]}:{slot.span[1]}"
     power = "" if factor.kind in ("permutation", "sign", "orthogonal") or slot.exponent == 1 else f" ^{slot.exponent:g}"
+    if factor.kind == "translation":
+        power = power.replace("^", "x ")  # a coefficient
     return f"{name} axis {slot.axis}{part}{power}"
 
 

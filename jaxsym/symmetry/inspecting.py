@@ -45,14 +45,16 @@ class Inspection(NamedTuple):
         """A table of residuals: each factor alone, then all together, then the tolerance."""
         if not self.verifications:
             return "not verified: there are shapes without values"
-        rows: list[tuple[str, ...]] = [("kind", "size", "copies", "first slot", "in float64", "in float32", "verdict")]
+        rows: list[tuple[str, ...]] = [
+            ("", "kind", "size", "copies", "first slot", "in float64", "in float32", "verdict")
+        ]
         for i, factor in enumerate(self.sym.factors):
             slot = factor.slots[0]
             place = f"{'/'.join(slot.path)} axis {slot.axis}"
             residuals = [v.by_factor[i] for v in self.verifications]
-            rows.append((factor.kind, str(factor.size), str(factor.copies), place, *self._judged(residuals)))
-        rows.append(("all together", "", "", "", *self._judged([v.residual for v in self.verifications])))
-        rows.append(("tolerance", "", "", "", *(f"{v.tolerance:.1e}" for v in self.verifications), ""))
+            rows.append((str(i), factor.kind, str(factor.size), str(factor.copies), place, *self._judged(residuals)))
+        rows.append(("", "all together", "", "", "", *self._judged([v.residual for v in self.verifications])))
+        rows.append(("", "tolerance", "", "", "", *(f"{v.tolerance:.1e}" for v in self.verifications), ""))
         lines = columns(rows)
         precision = self.verifications[0].precision
         if precision != "float64":
