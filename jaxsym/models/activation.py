@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 
 from jaxsym.catalogue import find
 
-Activation = Callable[[Float[Array, "*shape"]], Float[Array, "*shape"]]
+Activation = Callable[[Float[Array, "..."]], Float[Array, "..."]]
 
 CATALOGUE: dict[str, Activation] = {
     "identity": lambda x: x,
