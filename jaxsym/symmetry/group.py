@@ -239,17 +239,17 @@ class Symmetry:
                 part = _transport(factor, part, other, move)
         return part
 
-    def _carry_translation(self, number: int, part: Array, by: Element) -> Array:
+    def _carry_translation(self, position: int, part: Array, by: Element) -> Array:
         """Conjugate a translation by all factors of ``by`` that are none: its own leaf is moved, and so is the translation of it."""
-        if self.factors[number].kind not in AFFINE:
+        if self.factors[position].kind not in AFFINE:
             return part
-        whole = self.factors[number].whole
+        whole = self.factors[position].whole
         own, gain, unit = whole.own, whole.gain, whole.unit
 
         def move(tensor: Array, constant: frozenset[int]) -> Array:
-            for factor, other in zip(self.factors, by, strict=True):
+            for i, (factor, other) in enumerate(zip(self.factors, by, strict=True)):
                 number = factor.classes == (-1,)  # times whole leaves
-                for slot in factor.units if factor.kind not in AFFINE else ():
+                for slot in factor.units if i != position else ():
                     name, moved = "/".join(slot.path), other
                     if name == unit and factor.kind in ("scaling", "sign"):  # measured in what is multiplied, too
                         moved = _kind(factor).inverse(other)

@@ -49,7 +49,10 @@ class Solver:
         still = {*whole.gains, *whole.frames}
         found: list[Factor] = []
         absorbed: set[Atom] = set()
+        copied = {outer for atom in self.present if atom.reason is None for outer in self.depends[atom]}
         for atom in self.present:
+            if atom in copied:  # what is independent for every index does not mix them
+                continue
             if atom.reason is None and atom in whole.linear:
                 found.append(self._factor("general_linear", atom, whole.linear[atom]))
                 absorbed.add(atom)
