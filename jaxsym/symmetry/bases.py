@@ -28,8 +28,8 @@ class Bases(NamedTuple):
     """Those of the orthogonal ones whose rotations leave (1, ..., 1) alone."""
     gains: set[Value]
     """Leaves of gains, which rotations do not move."""
-    frames: dict[Value, tuple[Value, int]]
-    """Leaves that are moved after multiplication by a leaf of gains to the power 1 or -1."""
+    frames: dict[tuple[Value, int], tuple[Value, int]]
+    """Leaves, and the axis, that are moved after multiplication by a leaf of gains to the power 1 or -1."""
 
 
 def bases(
@@ -71,7 +71,7 @@ class _Search:
         self.program, self.known = program, known
         self.upright: set[Atom] = set()
         self.gains: set[Value] = set()
-        self.frames: dict[Value, tuple[Value, int]] = {}
+        self.frames: dict[tuple[Value, int], tuple[Value, int]] = {}
         self.framed: dict[tuple[Value, int], Value] = {}  # values after gains, by axis
         self.uses: dict[Value, int] = defaultdict(int)  # of leaves of gains and of leaves in a frame
         self.gained: dict[tuple[Value, int], Value] = {}  # gains times what is constant along the axis
@@ -93,13 +93,13 @@ class _Search:
                     counted[self.known.base(value)[0]] += 1
         for value in self.program.outputs:
             counted[self.known.base(value)[0]] += 1
-        for leaf in {*self.gains, *self.frames}:
-            both = leaf in self.gains and leaf in self.frames
-            if both or counted[leaf] != self.uses[leaf]:
+        framed = {leaf for leaf, _ in self.frames}
+        for leaf in {*self.gains, *framed}:
+            if (leaf in self.gains and leaf in framed) or counted[leaf] != self.uses[leaf]:
                 for axis in range(len(leaf.shape)):
                     self.refuse(leaf, axis)
-            gain = self.frames.get(leaf, (None, 0))[0]
-            if gain is not None and counted[leaf] != self.uses[leaf]:
+        for (leaf, _), (gain, _) in self.frames.items():
+            if counted[leaf] != self.uses[leaf]:
                 self.refuse(gain, 0)
 
     def _vector(self, value: Value, axis: int) -> Value | None:
@@ -134,23 +134,24 @@ class _Search:
                 ):
                     self.framed[output, axis] = gain
                 elif name in ("add", "add_any") and other is not None and self._vector(other, axis) is not None:
-                    self._frame(self._vector(other, axis), gain, -1)
+                    self._frame(self._vector(other, axis), 0, gain, -1)
                     self.framed[output, axis] = gain
-                elif name == "dot_general" and other is not None and self._read_by(equation, position, axis):
-                    self._frame(self.known.base(other)[0], gain, 1)
+                elif name == "dot_general" and (read := self._read_by(equation, position, axis)) is not None:
+                    self._frame(*read, gain, 1)
                 else:
                     self.refuse(value, axis)
 
-    def _read_by(self, equation: Equation, position: int, axis: int) -> bool:
+    def _read_by(self, equation: Equation, position: int, axis: int) -> tuple[Value, int] | None:
+        """The leaf, and its axis, that an axis of an operand is contracted with."""
         other = equation.inputs[1 - position]
         leaf, place = self.known.base(other)
         contracted, _, _, _ = dot_axes(equation)
         whole = leaf.origin == "parameter" and place == tuple(range(len(other.shape)))
-        return whole and any(pair[position] == axis for pair in contracted)
+        return next(((leaf, pair[1 - position]) for pair in contracted if whole and pair[position] == axis), None)
 
-    def _frame(self, leaf: Value | None, gain: Value, power: int) -> None:
+    def _frame(self, leaf: Value | None, axis: int, gain: Value, power: int) -> None:
         assert leaf is not None
-        if self.frames.setdefault(leaf, (gain, power)) != (gain, power):
+        if self.frames.setdefault((leaf, axis), (gain, power)) != (gain, power):
             self.refuse(gain, 0)
         self.uses[leaf] += 1
 

@@ -46,7 +46,7 @@ class Solver:
     def result(self) -> tuple[tuple[Factor, ...], tuple[Pinned, ...]]:
         """The factors and the pinned axes."""
         whole = bases(self.program, self.shapes, self.known, self.scalings)
-        still = {*whole.gains, *whole.frames}
+        still = {*((gain, 0) for gain in whole.gains), *whole.frames}
         found: list[Factor] = []
         absorbed: set[Atom] = set()
         copied = {outer for atom in self.present if atom.reason is None for outer in self.depends[atom]}
@@ -166,15 +166,17 @@ class Solver:
 def _rotation(factor: Factor, upright: bool, whole: Bases) -> Factor:
     """Rotations leave gains alone, and move what reads after them in their frame."""
     gains = {_parts(value.path) for value in whole.gains}
-    frames = {_parts(value.path): (gain.path, power) for value, (gain, power) in whole.frames.items()}
-    slots = tuple(slot._replace(frame=frames.get(slot.path)) for slot in factor.slots if slot.path not in gains)
+    frames = {(_parts(leaf.path), axis): (gain.path, power) for (leaf, axis), (gain, power) in whole.frames.items()}
+    slots = tuple(
+        slot._replace(frame=frames.get((slot.path, slot.axis))) for slot in factor.slots if slot.path not in gains
+    )
     if not upright:
         return factor._replace(slots=slots)
     size = factor.size - 1  # on the complement of (1, ..., 1)
     return factor._replace(slots=slots, size=size, shape=(*factor.shape[:-1], size))
 
 
-def _apart(solutions: Sequence[Solution], still: set[Value], modulo: int | None) -> list[Solution]:
+def _apart(solutions: Sequence[Solution], still: set[tuple[Value, int]], modulo: int | None) -> list[Solution]:
     """The combinations that leave alone all parameters but gains and what reads after them: these commute with rotations."""
     kept: list[Solution] = []
     pivots: list[tuple[Any, Solution]] = []
@@ -187,7 +189,7 @@ def _apart(solutions: Sequence[Solution], still: set[Value], modulo: int | None)
                 for k in dict.fromkeys((*current, *row))
             }
             current = {k: w % modulo if modulo else w for k, w in current.items()}
-        moved = [k for k, w in current.items() if w and k[0].origin == "parameter" and k[0] not in still]
+        moved = [k for k, w in current.items() if w and k[0].origin == "parameter" and k[:2] not in still]
         if moved:
             pivots.append((moved[0], current))
         elif any(current.values()):
