@@ -38,7 +38,9 @@ def affine(program: Program, shapes: Shapes, solver: Solver, linear: Sequence[Fa
     search = Search(program, shapes, solver.known, CATALOGUE, flips)
     recipes, moves = Recipes(program, search.known.derived.values()), search.moves()
     wholes = {variable: recipes.translation(variable, moved) for variable, moved in moves.items()}
-    translations = {v: moved for v, moved in moves.items() if not v.flip and not _uneven(v, v.constant, linear)}
+    translations = {
+        v: moved for v, moved in moves.items() if not (v.flip or _uneven(v, v.constant, linear) or _turned(v, linear))
+    }
     sums = contrasts(search, translations, lambda v, axis: not _uneven(v, frozenset({v.kept[axis]}), linear))
     plain = [dataclasses.replace(wholes[v], contrast=axes) for v, axes in sums.items() if axes is not None]
     factors = []
@@ -69,6 +71,16 @@ def _uneven(variable: Variable, axes: frozenset[int], linear: Sequence[Factor]) 
         if factor.kind in MIXING and factor.classes != (-1,) and not (factor.kind == "orthogonal" and _upright(factor))
         for slot in factor.slots
         if slot.path == path
+    )
+
+
+def _turned(variable: Variable, linear: Sequence[Factor]) -> bool:
+    """Whether rotations would turn a translation in the frame of gains, which no element knows: it would depend on the parameters."""
+    path = tuple(variable.leaf.path.split("/"))
+    return variable.unit is None and any(
+        slot.frame is not None and slot.path == path and slot.axis in variable.kept
+        for factor in linear
+        for slot in factor.slots
     )
 
 

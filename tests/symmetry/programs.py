@@ -174,16 +174,40 @@ def op_convolution(p, name, rng, x):
 def op_reduce(p, name, rng, x):
     """A summary of the steps, beside every step."""
     reduce = rng.choice((jnp.mean, jnp.max, jnp.sum, jnp.min))
-    return x + reduce(x, axis=-2, keepdims=True) if rng.random() < 0.5 else jnp.broadcast_to(reduce(x, axis=-2, keepdims=True), x.shape)
+    return (
+        x + reduce(x, axis=-2, keepdims=True)
+        if rng.random() < 0.5
+        else jnp.broadcast_to(reduce(x, axis=-2, keepdims=True), x.shape)
+    )
 
 
 def op_broadcast(p, name, rng, x):
     v = p(f"{name}/v", x.shape[-1])
-    return rng.choice((lambda: x * v, lambda: x + v, lambda: jnp.maximum(x, v), lambda: x * v.sum(), lambda: x - x.mean(-1, keepdims=True) * v))()
+    return rng.choice(
+        (
+            lambda: x * v,
+            lambda: x + v,
+            lambda: jnp.maximum(x, v),
+            lambda: x * v.sum(),
+            lambda: x - x.mean(-1, keepdims=True) * v,
+        )
+    )()
 
 
 def op_slice(p, name, rng, x):
-    return rng.choice((lambda: x[..., :-1], lambda: x[..., ::2], lambda: jnp.flip(x, -1), lambda: jnp.cumsum(x, -2), lambda: jnp.roll(x, 1, -1)))() if x.shape[-1] > 2 else x
+    return (
+        rng.choice(
+            (
+                lambda: x[..., :-1],
+                lambda: x[..., ::2],
+                lambda: jnp.flip(x, -1),
+                lambda: jnp.cumsum(x, -2),
+                lambda: jnp.roll(x, 1, -1),
+            )
+        )()
+        if x.shape[-1] > 2
+        else x
+    )
 
 
 def op_softmax(p, name, rng, x):
@@ -215,7 +239,11 @@ class Program(NamedTuple):
     def built(self):
         """``(apply, params, inputs)``."""
         key = jax.random.key(len(self.steps))
-        x = jax.random.randint(key, (BATCH, STEPS), 0, 7) if self.embedded else jax.random.normal(key, (BATCH, STEPS, INPUTS))
+        x = (
+            jax.random.randint(key, (BATCH, STEPS), 0, 7)
+            if self.embedded
+            else jax.random.normal(key, (BATCH, STEPS, INPUTS))
+        )
         made = Parameters()
         self.run(made, x)
         return lambda params, x: self.run(Parameters(params), x), made.known, (x,)
@@ -225,5 +253,8 @@ def drawn(seed):
     """A program of 1 to 5 operations."""
     rng = random.Random(seed)
     names = list(OPERATIONS)
-    steps = [(rng.choice(COMMON) if rng.random() < 0.4 else rng.choice(names), rng.randrange(10**6)) for _ in range(rng.randint(1, 5))]
+    steps = [
+        (rng.choice(COMMON) if rng.random() < 0.4 else rng.choice(names), rng.randrange(10**6))
+        for _ in range(rng.randint(1, 5))
+    ]
     return Program(tuple(steps), rng.random() < 0.15)
