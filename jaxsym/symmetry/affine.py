@@ -107,7 +107,7 @@ def _bent(
             slot for slot, weight in solution.items() if weight and slot[0].origin == "parameter" and slot[1] >= 0
         ]
         signs = {value: axis for value, axis, _ in signed} if bend == "skewed" else {}
-        if bend == "skewed" and len(signs) < len(signed):
+        if bend == "skewed" and (len(signs) < len(signed) or any(v.shape[i] != factor.size for v, i in signs.items())):
             continue
         found = []
         for equation in curved:
@@ -126,7 +126,9 @@ def _bent(
                 else:
                     flip = flip._replace(skew=equation.params["skew"], leaves=signs)
                 found.append((equation, flip))
-                whole = len(on) == 1 and leaves(shapes.axes(value)[on[0]]) == [target]
+                whole = (
+                    len(on) == 1 and leaves(shapes.axes(value)[on[0]]) == [target] and value.shape[on[0]] == factor.size
+                )
                 if not whole:
                     break
         else:

@@ -166,7 +166,7 @@ def op_convolution(p, name, rng, x):
     """Over the steps."""
     y = x.reshape(-1, *x.shape[-2:])
     w = p(f"{name}/w", 3, x.shape[-1], 4)
-    pad = rng.choice(("SAME", "VALID"))
+    pad = rng.choice(("SAME", "VALID")) if x.shape[-2] > 3 else "SAME"
     y = jax.lax.conv_general_dilated(y, w, (1,), pad, dimension_numbers=("NWC", "WIO", "NWC"))
     return y.reshape(*x.shape[:-2], *y.shape[-2:])
 

@@ -12,6 +12,7 @@ from tests.symmetry.programs import OPERATIONS, Program, drawn
 ONCE = {  # programs that were once unsound
     "a change of basis across groups of units, and one within each": Program((("reshape", 671638),)),
     "a translation and half periods on one leaf": Program((("concatenate", 537336), ("residual", 42895))),
+    "a sigmoid of units beside one that stands alone": Program((("slice", 636931), ("activation", 358614)), True),
     "a linear layer between two norms": Program((("norm", 416797), ("layer", 746219), ("norm", 754484)), True),
 }
 
