@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from jaxsym.symmetry.certify import Function
-from jaxsym.symmetry.checks import checked
+from jaxsym.symmetry.checks import checked, expect_values
 from jaxsym.symmetry.verify import perturbed, wide
 
 LARGEST = 3000
@@ -87,9 +87,7 @@ def lie_algebra(apply: Callable[..., Any], params: PyTree, *inputs: Any, key: Ar
     4
     """
     checked(apply, params, inputs, "lie_algebra")
-    if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves((params, inputs))):
-        msg = "lie_algebra: there are shapes without values, expected arrays."
-        raise ValueError(msg)
+    expect_values(params, inputs, "lie_algebra")
     key = jax.random.key(0) if key is None else key
     with jax.enable_x64(True), jax.default_matmul_precision("highest"):
         params, inputs = wide(params), wide(tuple(inputs))

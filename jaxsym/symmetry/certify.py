@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from jaxsym import tree
-from jaxsym.symmetry.checks import checked
+from jaxsym.symmetry.checks import checked, expect_group, expect_values
 from jaxsym.symmetry.group import Symmetry, columns
 from jaxsym.symmetry.verify import perturbed, wide
 
@@ -127,13 +127,9 @@ def certify(
     >>> found.nullity, found.orbit_dim, found.hidden  # two output biases are redundant
     (6, 4, 2)
     """
-    if not isinstance(sym, Symmetry):
-        msg = f"certify: sym is of type {type(sym).__name__}, expected a Symmetry, as jaxsym.discover returns it."
-        raise TypeError(msg)
+    expect_group(sym, "certify")
     checked(apply, params, inputs, "certify")
-    if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves((params, inputs))):
-        msg = "certify: there are shapes without values, expected arrays."
-        raise ValueError(msg)
+    expect_values(params, inputs, "certify")
     key = jax.random.key(0) if key is None else key
     with jax.enable_x64(True), jax.default_matmul_precision("highest"):
         params, inputs = wide(params), wide(tuple(inputs))

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from jaxsym import tree
+from jaxsym.symmetry.group import Symmetry
 
 _SHOWN = 8  # leaves in a message
 _LENGTH = 400  # characters of somebody else's message
@@ -51,6 +52,21 @@ def checked(
     except (TypeError, ValueError) as error:
         raise type(error)(f"{who}: {error}") from error.__cause__
     return tuple(path for path, leaf in tree.leaves(params).items() if not jnp.issubdtype(_dtype(leaf), jnp.floating))
+
+
+def expect_group(sym: Any, who: str) -> None:
+    """Refuse what is no group."""
+    if not isinstance(sym, Symmetry):
+        msg = f"{who}: sym is of type {type(sym).__name__}, expected a Symmetry, as jaxsym.discover returns it."
+        raise TypeError(msg)
+
+
+def expect_values(params: PyTree, inputs: tuple[Any, ...], who: str) -> None:
+    """Refuse shapes without values."""
+    for path, leaf in tree.leaves({"params": params, "inputs": inputs}).items():
+        if isinstance(leaf, jax.ShapeDtypeStruct):
+            msg = f"{who}: {path} is a shape without values, expected an array."
+            raise ValueError(msg)
 
 
 def _check(apply: Callable[..., Any], params: PyTree, inputs: tuple[Any, ...]) -> None:

@@ -22,9 +22,8 @@ from jax.extend.core import ClosedJaxpr, Jaxpr
 from jax.extend.core import Literal as Constant
 from jaxtyping import Array, Float, Int, PyTree
 
-from jaxsym import tree as paths
 from jaxsym.catalogue import find
-from jaxsym.symmetry.checks import checked, refuse_empty
+from jaxsym.symmetry.checks import checked, expect_group, expect_values, refuse_empty
 from jaxsym.symmetry.group import Symmetry
 
 Precision = Literal["float64", "float32"]
@@ -143,10 +142,9 @@ def verify(
     """
     find(LEVELS, level, "level")
     find({"float64": None, "float32": None}, precision, "precision")
-    if not isinstance(sym, Symmetry):
-        msg = f"verify: sym is of type {type(sym).__name__}, expected a Symmetry, as jaxsym.discover returns it."
-        raise TypeError(msg)
-    _check(params, inputs, level, num, num_keys)
+    expect_group(sym, "verify")
+    expect_values(params, inputs, "verify")
+    _check(inputs, level, num, num_keys)
     key = jax.random.key(0) if key is None else key
     try:
         closed, start, taken = _traced(apply, params, inputs, precision)
@@ -411,11 +409,7 @@ def _equations(jaxpr: Jaxpr) -> Iterator[Any]:
             yield equation
 
 
-def _check(params: PyTree, inputs: tuple[Any, ...], level: str, num: int, num_keys: int) -> None:
-    for name, leaf in paths.leaves({"params": params, "inputs": inputs}).items():
-        if isinstance(leaf, jax.ShapeDtypeStruct):
-            msg = f"verify: {name} is a shape without values, expected an array."
-            raise ValueError(msg)
+def _check(inputs: tuple[Any, ...], level: str, num: int, num_keys: int) -> None:
     if num < 1:
         msg = f"num: got {num}, expected at least one trial."
         raise ValueError(msg)
