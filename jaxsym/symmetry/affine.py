@@ -3,7 +3,8 @@
 import dataclasses
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -26,11 +27,7 @@ MIXING = ("sign", "scaling", "general_linear", "orthogonal")
 
 def affine(program: Program, shapes: Shapes, solver: Solver, linear: Sequence[Factor]) -> tuple[Factor, ...]:
     """The factors that translate: translations, phases, and signs that leave a shift; ``linear`` are all others."""
-    bent = [
-        entry
-        for kind, bend in (("phase", "phase"), ("sign", "shifted"), ("sign", "skewed"))
-        for entry in _bent(program, shapes, solver, kind, bend)
-    ]
+    bent = [entry for name in BENDS for entry in _bent(program, shapes, solver, name)]
     flips: dict[Equation, list[Flip]] = defaultdict(list)
     for _, found in bent:
         for equation, flip in found:
@@ -89,43 +86,61 @@ def _upright(factor: Factor) -> bool:
     return factor.slots[0].where.shape[len(factor.shape) - 1] != factor.size
 
 
+class Bend(NamedTuple):
+    """How a sign of units leaves a shift behind."""
+
+    kind: str
+    """Of the factor."""
+    curved: Callable[[Equation], bool]
+    """Which equations do so."""
+    signed: Callable[[Equation], Value]
+    """What changes its sign there: the operand, or the result alone."""
+    left: Callable[[Equation, Mapping[Value, int]], Mapping[str, Any]]
+    """What is left to be taken up, as fields of a flip, where these leaves change their signs on these axes."""
+
+
+BENDS = {
+    "phase": Bend("phase", lambda e: e.primitive in PERIODIC, lambda e: e.outputs[0], lambda e, _: {"before": math.pi}),
+    "shifted": Bend(
+        "sign", lambda e: e.primitive in SHIFTED, lambda e: e.inputs[0], lambda e, _: {"after": -SHIFTED[e.primitive]}
+    ),
+    "skewed": Bend(
+        "sign",
+        lambda e: bool(e.params.get("skew")),
+        lambda e: e.inputs[0],
+        lambda e, signs: {"skew": e.params["skew"], "leaves": signs},
+    ),
+}
+"""Of sines by half a period, of sigmoids, and of functions with ``f(x) - f(-x)`` linear; named as ``weigh`` names them."""
+
+
 def _bent(
-    program: Program, shapes: Shapes, solver: Solver, kind: str, bend: str
+    program: Program, shapes: Shapes, solver: Solver, name: str
 ) -> Iterator[tuple[Factor, list[tuple[Equation, Flip]]]]:
-    """Signs of units that need a shift: of sigmoids, of sines by half a period, and of functions with ``f(x) - f(-x)`` linear."""
-    bends: dict[str, Callable[[Equation], bool]] = {
-        "shifted": lambda e: e.primitive in SHIFTED,
-        "phase": lambda e: e.primitive in PERIODIC,
-        "skewed": lambda e: bool(e.params.get("skew")),
-    }
-    curved = [equation for equation in program.equations if bends[bend](equation)]
+    """Signs of units that leave a shift, and the flips by which each does."""
+    bend = BENDS[name]
+    curved = [equation for equation in program.equations if bend.curved(equation)]
     if not curved:
         return
-    for target, solution, factor in solver.further(weigh(program, shapes, sign=True, bend=bend), kind):
+    for target, solution, factor in solver.further(weigh(program, shapes, sign=True, bend=name), bend.kind):
         variable = Variable(Value((factor.size,), np.dtype("float32"), "units"), frozenset(), flip=True)
         signed = [
             slot for slot, weight in solution.items() if weight and slot[0].origin == "parameter" and slot[1] >= 0
         ]
-        signs = {value: axis for value, axis, _ in signed} if bend == "skewed" else {}
-        if bend == "skewed" and (len(signs) < len(signed) or any(v.shape[i] != factor.size for v, i in signs.items())):
+        signs = {value: axis for value, axis, _ in signed}
+        once = len(signs) == len(signed) and all(v.shape[i] == factor.size for v, i in signs.items())
+        if name == "skewed" and not once:  # a part of a leaf
             continue
         found = []
         for equation in curved:
-            value = equation.outputs[0] if bend == "phase" else equation.inputs[0]
+            value = bend.signed(equation)
             on = [
                 axis
                 for axis in range(len(value.shape))
                 if any(solution.get((value, axis, n)) for n in range(len(leaves(shapes.axes(value)[axis]))))
             ]
             if on:
-                flip = Flip(variable, on[0])
-                if bend == "phase":
-                    flip = flip._replace(before=math.pi)
-                elif bend == "shifted":
-                    flip = flip._replace(after=-SHIFTED[equation.primitive])
-                else:
-                    flip = flip._replace(skew=equation.params["skew"], leaves=signs)
-                found.append((equation, flip))
+                found.append((equation, Flip(variable, on[0], **bend.left(equation, signs))))
                 whole = (
                     len(on) == 1 and leaves(shapes.axes(value)[on[0]]) == [target] and value.shape[on[0]] == factor.size
                 )

@@ -158,13 +158,16 @@ class Symmetry:
         self._check(g, h)
         carried = [self._carry(i, part, h, backwards=True) for i, part in enumerate(g)]
         if any(factor.kind in AFFINE for factor in self.factors):
-            undone = self.inverse(h)
+            undone = self._undone(h)
             carried = [self._carry_translation(i, part, undone) for i, part in enumerate(carried)]
         return tuple(_kind(factor).compose(a, b) for factor, a, b in zip(self.factors, carried, h, strict=True))
 
     def inverse(self, g: Element) -> Element:
         """The element that undoes ``g``."""
         self._check(g)
+        return self._undone(g)
+
+    def _undone(self, g: Element) -> Element:
         undone = [_kind(factor).inverse(part) for factor, part in zip(self.factors, g, strict=True)]
         return tuple(
             self._carry_translation(i, self._carry(i, part, g, backwards=False), g) for i, part in enumerate(undone)
@@ -209,9 +212,14 @@ class Symmetry:
         zero = jnp.zeros(self.dim, dtype)
         return jax.vmap(lambda direction: jax.jvp(moved, (zero,), (direction,))[1])(jnp.eye(self.dim, dtype=dtype))
 
+    @functools.cached_property
+    def _shapes(self) -> tuple[tuple[int, ...], ...]:
+        """Of the parts of an element."""
+        return tuple(np.shape(part) for part in self.still())
+
     def _check(self, *elements: Any) -> None:
         """Refuse what is no element of this group, as far as shapes tell."""
-        wanted = [np.shape(_kind(factor).identity(factor)) for factor in self.factors]
+        wanted = self._shapes
         for element in elements:
             if not isinstance(element, tuple | list) or len(element) != len(wanted):
                 got = f"{len(element)} parts" if isinstance(element, tuple | list) else f"a {type(element).__name__}"
