@@ -182,15 +182,7 @@ class Symmetry:
             If a leaf is missing or has another shape than the group was found on, or the element is not one of this group.
         """
         self._check(g)
-        paths, structure = jax.tree_util.tree_flatten_with_path(params)
-        moved: dict[str, Any] = {
-            tree.name(path): leaf if isinstance(leaf, np.ndarray) else jnp.asarray(leaf) for path, leaf in paths
-        }
-        for name, shape in self.shapes.items():
-            if name not in moved or moved[name].shape != shape:
-                got = f"has shape {moved[name].shape}" if name in moved else "is missing"
-                msg = f"{name} {got}, the group was found on {shape}: discover it again for this network."
-                raise ValueError(msg)
+        moved, structure = self.leaves(params), jax.tree.structure(params)
         for factor, part in zip(self.factors, g, strict=True):
             if factor.kind == "action":
                 pytree = factor.whole(part, jax.tree.unflatten(structure, list(moved.values())))
@@ -204,6 +196,19 @@ class Symmetry:
                 gains = None if slot.frame is None else moved[slot.frame[0]] ** slot.frame[1]
                 moved[name] = _move(moved[name], slot, functools.partial(_act, factor, part, slot), gains)
         return jax.tree.unflatten(structure, list(moved.values()))
+
+    def leaves(self, params: PyTree) -> dict[str, Any]:
+        """The leaves of parameters by path; refuses those of another network."""
+        found: dict[str, Any] = {
+            tree.name(path): leaf if isinstance(leaf, np.ndarray) else jnp.asarray(leaf)
+            for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+        }
+        for name, shape in self.shapes.items():
+            if name not in found or found[name].shape != shape:
+                got = f"has shape {found[name].shape}" if name in found else "is missing"
+                msg = f"{name} {got}, the group was found on {shape}: discover it again for this network."
+                raise ValueError(msg)
+        return found
 
     def tangents(self, params: PyTree) -> PyTree:
         """The generators at ``params``: a pytree like it, leaves ``[dim, *leaf]``."""

@@ -1,11 +1,13 @@
-"""Computing on the host: NumPy in, NumPy out, so that nothing compiles; and single equations in any precision."""
+"""Computing on the host: NumPy in, NumPy out, so that nothing compiles; single equations in any precision, and noise."""
 
+import random
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
+import scipy.special
+from jaxtyping import Array, Float
 
 from jaxsym.symmetry.trace import Equation
 
@@ -38,3 +40,14 @@ def run(equation: Equation, inputs: list[Array]) -> Any:
         results = equation.bind(*map(jnp.asarray, inputs))
         result = results[0] if isinstance(results, list | tuple) else results
     return np.asarray(result) if on_host else result
+
+
+def uniform(seed: str, size: int) -> Float[np.ndarray, " size"]:
+    """Uniform noise inside (0, 1) on the host, where nothing compiles."""
+    words = np.frombuffer(random.Random(seed).randbytes(8 * size), "<u8")
+    return ((words >> np.uint64(12)) + 0.5) / 2.0**52
+
+
+def normal(seed: str, size: int) -> Float[np.ndarray, " size"]:
+    """Standard normal noise on the host."""
+    return scipy.special.ndtri(uniform(seed, size))

@@ -35,7 +35,7 @@ class Translation:
     def act(self, part: Array, params: Mapping[str, Array]) -> dict[str, Array]:
         """The leaves that move, moved by ``part``, of :attr:`shape`."""
         now = dict(params)
-        own = [other._chart(now) for other in self.frame]
+        own = [other.chart(now) for other in self.frame]
         for other, coordinate in zip(self.frame, own, strict=True):
             now |= other.act(-coordinate, now)
         now |= self._shifted(part, now)
@@ -49,7 +49,7 @@ class Translation:
             known[equation.outputs[0]] = run(equation, [_read(known, value) for value in equation.inputs])
         return functools.partial(_read, known)
 
-    def _chart(self, params: Mapping[str, Array]) -> Array:
+    def chart(self, params: Mapping[str, Array]) -> Array:
         """A coordinate of the parameters that this translation moves by exactly its ``part``."""
         variable = self.variable
         leaf = params[variable.leaf.path]

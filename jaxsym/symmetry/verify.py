@@ -9,7 +9,6 @@ an eighth of the tolerance), or not finite, the same trial is repeated with a sm
 import functools
 import itertools
 import math
-import random
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, NamedTuple
@@ -17,7 +16,6 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.special
 from jax.extend.core import ClosedJaxpr, Jaxpr
 from jax.extend.core import Literal as Constant
 from jaxtyping import Array, Float, Int, PyTree
@@ -25,6 +23,7 @@ from jaxtyping import Array, Float, Int, PyTree
 from jaxsym.catalogue import find
 from jaxsym.symmetry.checks import checked, expect_group, expect_values, refuse_empty
 from jaxsym.symmetry.group import Symmetry
+from jaxsym.symmetry.host import normal, uniform
 
 Precision = Literal["float64", "float32"]
 
@@ -258,12 +257,12 @@ def _trial(
     shrink: float,
 ) -> _Trial:
     """Compare the outputs at one point: not moved; moved by all, by all after rounding, and by one factor after the other."""
-    noise = _like(start, _normal(f"{key} noise", sum(leaf.size for leaf in jax.tree.leaves(start))))
+    noise = _like(start, normal(f"{key} noise", sum(leaf.size for leaf in jax.tree.leaves(start))))
     shifted = jax.tree.map(lambda leaf, own: _shifted(leaf, own, strength * shrink), start, noise)
     params, inputs = shifted[0], shifted[1] if move_inputs else start[1]
     rounded = jax.tree.map(lambda leaf, own: _nudged(leaf, own, limits.eps), params, noise[0])
-    units = _uniform(f"{key} finite", sum(math.prod(factor.shape) for factor in sym.factors))
-    element = sym.element(_ELEMENT * max(shrink, SHRINK[-2]) * _normal(f"{key} continuous", sym.dim), units)
+    units = uniform(f"{key} finite", sum(math.prod(factor.shape) for factor in sym.factors))
+    element = sym.element(_ELEMENT * max(shrink, SHRINK[-2]) * normal(f"{key} continuous", sym.dim), units)
     still = sym.still()
     alone = [(*still[:i], part, *still[i + 1 :]) for i, part in enumerate(element)]
     rows = [(element, params), (element, rounded), *((one, params) for one in alone)]
@@ -329,17 +328,6 @@ def _seed(key: Array) -> int:
     """The bits of a key."""
     typed = jax.dtypes.issubdtype(key.dtype, jax.dtypes.prng_key)
     return int.from_bytes(np.asarray(jax.random.key_data(key) if typed else key).tobytes(), "little")
-
-
-def _uniform(seed: str, size: int) -> Float[np.ndarray, " size"]:
-    """Uniform noise inside (0, 1) on the host, where nothing compiles."""
-    words = np.frombuffer(random.Random(seed).randbytes(8 * size), "<u8")
-    return ((words >> np.uint64(12)) + 0.5) / 2.0**52
-
-
-def _normal(seed: str, size: int) -> Float[np.ndarray, " size"]:
-    """Standard normal noise on the host."""
-    return scipy.special.ndtri(_uniform(seed, size))
 
 
 def _numbers(leaf: Any) -> Array:

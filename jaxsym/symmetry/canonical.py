@@ -1,0 +1,369 @@
+"""One point for each orbit: the same parameters for every network that the group cannot tell apart.
+
+The group is undone from the outside in, so that what is done later keeps what was done before: translations and phases to the origin of their charts;
+rescalings to the least norm; changes of basis to orthonormal rows; then units are put in the order of numbers that nothing of what is left can change
+(permutations), axes are turned to the eigenvectors of a weighted Gram matrix (rotations, and what changes of basis leave), and signs are chosen last.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PyTree
+
+from jaxsym.symmetry.checks import expect_group
+from jaxsym.symmetry.factors import Slot
+from jaxsym.symmetry.group import AFFINE, Element, Symmetry
+from jaxsym.symmetry.host import namespace, normal
+from jaxsym.symmetry.scales import least
+from jaxsym.symmetry.signs import Choice, choices, choose
+from jaxsym.symmetry.units import (
+    TURNS,
+    Leaves,
+    Parts,
+    act,
+    close,
+    coefficient,
+    cover,
+    even,
+    floating,
+    framed,
+    gathered,
+    normalized,
+    numbers,
+    shifted,
+    slots,
+    spread,
+    upright,
+    weights,
+)
+
+ROUNDS = 3
+"""Of the numbers that order the units: each reads those of the units that a unit is joined to."""
+
+
+class Canonical(NamedTuple):
+    """The canonical parameters of a network, and how they were reached."""
+
+    element: Element
+    params: PyTree
+    """``sym.act(element, given)``."""
+    ties: tuple[Array, ...]
+    """For each factor and unit ``[*copies, size]`` (in the canonical order) whether its place, axis or sign is not determined: duplicates."""
+
+
+def canonicalize(sym: Symmetry, params: PyTree) -> Canonical:
+    """The point that stands for an orbit: equal for all parameters that the group takes into each other.
+
+    Rescalings are balanced to zero charge (over the entries that no change of basis moves), changes of basis and rotations end in the axes of
+    their Gram matrices, units are ordered by numbers that do not depend on the rest of the group, and each sign is that of a sum of a unit's entries.
+    Continuous almost everywhere; where two units cannot be told apart ``ties`` says so, and the result may depend on the point.
+
+    Parameters
+    ----------
+    sym
+        The group.
+    params
+        Parameters, in float64 for more than a few digits; vmaps over leading axes.
+
+    Returns
+    -------
+    Canonical
+        The element, the parameters that it leads to, and the ties.
+
+    Raises
+    ------
+    TypeError
+        If ``sym`` is no group.
+    ValueError
+        If the parameters do not fit it, it contains a user's own action, or changes of basis that hold each other: of two narrowing linear layers
+        without bias, for instance.
+
+    Notes
+    -----
+    *Source*: minimal vectors of Kempf, Ness 1979 for the rescalings, which are unique up to the compact part of the group.
+
+    Examples
+    --------
+    >>> import jax, jax.numpy as jnp, jaxsym as js
+    >>> net, x = js.models.MLP((3, 1), "tanh"), jnp.ones((5, 2))
+    >>> params = net.init(jax.random.key(0), x)
+    >>> sym = js.discover(net.apply, params, x)
+    >>> moved = sym.act(sym.sample(jax.random.key(1)), params)
+    >>> bool(orbit_distance(sym, params, moved) < 1e-6), any(tie.any() for tie in canonicalize(sym, params).ties)
+    (True, False)
+    """
+    expect_group(sym, "canonicalize")
+    with jax.ensure_compile_time_eval():  # on the host, even where this is traced
+        plan = _planned(sym)
+    with jax.default_matmul_precision("highest"):
+        return _canonical(sym, plan, params)
+
+
+def orbit_distance(sym: Symmetry, a: PyTree, b: PyTree) -> Float[Array, ""]:
+    """The Euclidean distance between two canonical forms: 0 exactly when the group takes one network to the other, barring ties.
+
+    A metric on the quotient by the group; never smaller than the distance of the two orbits.
+
+    Parameters
+    ----------
+    sym
+        The group.
+    a, b
+        Parameters; vmaps over leading axes.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As :func:`canonicalize`.
+    """
+    ends = (sym.leaves(canonicalize(sym, params).params) for params in (a, b))
+    pairs = zip(*(leaves.values() for leaves in ends), strict=True)
+    return jnp.sqrt(sum(jnp.sum((x - y) ** 2) for x, y in pairs if floating(x)))
+
+
+class _Side(NamedTuple):
+    """How a change of basis is undone: the sign of the exponent of the slots that become orthonormal, and their generic rank."""
+
+    exponent: int
+    rank: int
+
+
+class _Plan(NamedTuple):
+    """What depends on the group alone."""
+
+    sides: dict[int, _Side]
+    """Changes of basis in the order in which they are undone."""
+    turns: tuple[int, ...]
+    """Rotations and changes of basis in the order in which their axes are found."""
+    early: tuple[Choice, ...]
+    """Signs that leave shifts behind, in the order in which they are found: before anything that would have to know these shifts."""
+    late: tuple[Choice, ...]
+    """All others, and those of the axes."""
+
+
+class _Walk:
+    """A point that moves along its orbit, and the element that has brought it there."""
+
+    def __init__(self, sym: Symmetry, leaves: Leaves) -> None:
+        self.sym, self.leaves = sym, sym.leaves(leaves)
+        self.element = sym.identity()
+        self.ties: dict[int, Any] = {}
+
+    def go(self, parts: Parts) -> None:
+        """Act with some factors."""
+        self.leaves = act(self.sym, parts, self.leaves)
+        if parts:
+            step = tuple(parts.get(i, part) for i, part in enumerate(self.sym.identity()))
+            self.element = self.sym.compose(step, self.element)
+
+
+def _canonical(sym: Symmetry, plan: _Plan, params: PyTree) -> Canonical:
+    walk = _Walk(sym, params)
+    walk.go(_origin(sym, walk.leaves))
+    scaled, slope = least(sym, walk.leaves, _unmixed(sym), pinned=True)
+    walk.ties |= {i: jnp.abs(slope[i]) > close(slope[i]) for i in slope}
+    walk.go(scaled)
+    if plan.early:
+        chosen, unclear = choose(sym, plan.early, walk.leaves, numbers(sym, "permutation", *TURNS))
+        walk.ties |= unclear
+        walk.go(chosen)
+        walk.go(_origin(sym, walk.leaves))
+    walk.go(_based(sym, plan.sides, walk.leaves))
+    ordered, ties = _ordered(sym, walk.leaves)
+    walk.ties |= ties
+    walk.go(ordered)
+    for position, i in enumerate(plan.turns):
+        turned, walk.ties[i] = _axes(sym, i, plan.turns[position:], walk.leaves)
+        walk.go({i: turned})
+    chosen, unclear = choose(sym, plan.late, walk.leaves, ())
+    walk.ties |= {i: walk.ties.get(i, False) | unclear[i] for i in unclear}
+    walk.go(chosen)
+    walk.go(_origin(sym, walk.leaves))
+    ties = {i: np.zeros(factor.shape, bool) for i, factor in enumerate(sym.factors)} | walk.ties
+    return Canonical(walk.element, sym.act(walk.element, params), tuple(jnp.asarray(ties[i]) for i in range(len(ties))))
+
+
+def _planned(sym: Symmetry) -> _Plan:
+    """Refuse what has no canonical form here, and find an order in which each step is determined, at a random point."""
+    if numbers(sym, "action"):
+        msg = "canonicalize: the group contains a user's own action, of which only the motion is known; use a group that discover found."
+        raise ValueError(msg)
+    bent = [i for i in numbers(sym, "sign") if sym.factors[i].whole is not None]
+    plain = [i for i in numbers(sym, "sign", *TURNS) if i not in bent]
+    random = {path: normal(f"plan {path}", math.prod(shape)).reshape(shape) for path, shape in sym.shapes.items()}
+    leaves = act(sym, _origin(sym, random), random)
+    sides = _sides(sym, leaves)
+    leaves = act(sym, _based(sym, sides, leaves), leaves)
+    turns, rest = [], numbers(sym, *TURNS)
+    while rest:
+        clear = {i: _axes(sym, i, rest, leaves) for i in rest}
+        best = min(rest, key=lambda i: clear[i][1].sum())
+        leaves = act(sym, {best: clear[best][0]}, leaves)
+        turns.append(best)
+        rest.remove(best)
+    return _Plan(sides, tuple(turns), choices(sym, bent, plain), choices(sym, plain, ()))
+
+
+def _origin(sym: Symmetry, leaves: Leaves) -> Parts:
+    """Translations to the origin of their charts; phases until the bias is within a quarter of a period of 0."""
+    parts: Parts = {}
+    for i in numbers(sym, *AFFINE):
+        factor = sym.factors[i]
+        if factor.kind == "translation":
+            parts[i] = -factor.whole.chart(leaves)
+        else:
+            path = factor.whole.moves[0][0]
+            period = factor.whole.act(np.ones(factor.shape), leaves)[path] - leaves[path]
+            parts[i] = -namespace(period).round(leaves[path] / period).reshape(factor.shape)
+        leaves = act(sym, {i: parts[i]}, leaves)
+    return parts
+
+
+def _unmixed(sym: Symmetry) -> dict[str, np.ndarray]:
+    """The entries whose squares keep their sum under all factors but the rescalings."""
+    unmixed = {path: counts == 0 for path, counts in cover(sym, numbers(sym, "general_linear")).items()}
+    turned = {path for _, path, slot in slots(sym, range(len(sym.factors))) if slot.frame is not None}
+    for path in turned | shifted(sym, numbers(sym, "sign")):
+        unmixed[path] = np.zeros_like(unmixed[path])
+    return unmixed
+
+
+def _free(sym: Symmetry, i: int, exponent: int, others: Iterable[int]) -> list[tuple[str, Slot]]:
+    """The slots on one side of a change of basis that it moves once and none of the others does."""
+    own, blocked = cover(sym, [i]), cover(sym, others)
+    return [
+        (path, slot)
+        for _, path, slot in slots(sym, [i])
+        if slot.exponent * exponent > 0
+        and not gathered(blocked[path], slot).any()
+        and gathered(own[path], slot).max() == 1
+    ]
+
+
+def _stacked(leaves: Leaves, free: Sequence[tuple[str, Slot]]) -> Any:
+    """The units of several slots, ``[*copies, n, entries]``."""
+    units = [gathered(leaves[path], slot) for path, slot in free]
+    return namespace(*units).concatenate(units, axis=-1)
+
+
+def _sides(sym: Symmetry, leaves: Leaves) -> dict[int, _Side]:
+    """An order in which changes of basis are undone, each by entries that none of those after it moves."""
+    left, sides = numbers(sym, "general_linear"), {}
+    seen = framed(sym, leaves)
+    while left:
+        for i in left:
+            others = [j for j in left if j != i]
+            free = {side: _free(sym, i, side, others) for side in (1, -1)}
+            rank = {
+                side: int(np.linalg.matrix_rank(_stacked(seen, free[side])).min()) if free[side] else 0 for side in free
+            }
+            best = max(rank, key=lambda side: rank[side])
+            if rank[best] == sym.factors[i].size or sum(map(len, free.values())) == len(sym.factors[i].units):
+                sides[i] = _Side(best, rank[best])
+                left.remove(i)
+                break
+        else:
+            named = ", ".join("/".join(sym.factors[i].slots[0].path) for i in left)
+            msg = (
+                f"canonicalize: the changes of basis of {named} hold each other: no leaves that one of them moves alone have the rank of its units."
+                " Make these layers no wider than what they read or what reads them, or leave all but one out of the group:"
+                " dataclasses.replace(sym, factors=...)."
+            )
+            raise ValueError(msg)
+    return sides
+
+
+def _based(sym: Symmetry, sides: dict[int, _Side], leaves: Leaves) -> Parts:
+    """Undo changes of basis until only rotations are left of them."""
+    parts: Parts = {}
+    order = list(sides)
+    for position, i in enumerate(order):
+        exponent, rank = sides[i]
+        seen, others = framed(sym, leaves), order[position + 1 :]
+        outside = _free(sym, i, -exponent, others) if rank < sym.factors[i].size else []
+        out = _stacked(seen, outside) if outside else None
+        matrix = _orthonormal(_stacked(seen, _free(sym, i, exponent, others)), out, rank)
+        parts[i] = matrix if exponent > 0 else _dual(matrix)
+        leaves = act(sym, {i: parts[i]}, leaves)
+    return parts
+
+
+def _dual(matrix: Float[Array, "*copies n n"]) -> Float[Array, "*copies n n"]:
+    return namespace(matrix).linalg.inv(matrix).swapaxes(-1, -2)
+
+
+def _orthonormal(
+    into: Float[Array, "*copies n p"], out: Float[Array, "*copies n q"] | None, rank: int
+) -> Float[Array, "*copies n n"]:
+    """The matrix that makes all singular values of ``into`` 1, up to a rotation from the left.
+
+    Where its rank is less than ``n`` this also takes from ``out``, which the dual moves, what lies outside of the columns' span.
+    """
+    xp, size = namespace(into), into.shape[-2]
+    basis, values, _ = xp.linalg.svd(xp.linalg.qr(into.swapaxes(-1, -2), mode="r").swapaxes(-1, -2), full_matrices=True)
+    across = basis.swapaxes(-1, -2)
+    first = xp.concatenate([across[..., :rank, :] / values[..., :rank, None], across[..., rank:, :]], axis=-2)
+    if out is None:
+        return first
+    moved = _dual(first) @ out
+    shear = (moved[..., rank:, :] @ xp.linalg.pinv(moved[..., :rank, :])).swapaxes(-1, -2)
+    eye = xp.broadcast_to(xp.eye(size), first.shape)
+    above = xp.concatenate([eye[..., :rank, :rank], shear], axis=-1)
+    return xp.concatenate([above, eye[..., rank:, :]], axis=-2) @ first
+
+
+def _ordered(sym: Symmetry, leaves: Leaves) -> tuple[Parts, Parts]:
+    """Permutations into the order of numbers of the units that no sign and no rotation changes, and which of them tie."""
+    movers, turns = numbers(sym, "permutation"), numbers(sym, *TURNS)
+    signs = [i for i in numbers(sym, "sign") if sym.factors[i].whole is None]
+    base, counts = {path: weights(sym, path, [*movers, *turns]) for path in sym.shapes}, cover(sym, [*signs, *turns])
+    read: dict[str, dict[bool, Array]] = {}
+    for path, unit in normalized(framed(sym, leaves)).items():
+        if path in sym.shapes:
+            square = unit**2 + jnp.where(counts[path] == 0, unit, 0)
+            read[path] = {True: square, False: jnp.where(counts[path] == 1, unit, 0)}
+    keys: Parts = {}
+    for _ in range(ROUNDS):
+        heavy = dict(base)
+        for i, path, slot in even(sym, keys, turns):
+            heavy[path] = heavy[path] * spread(1 + keys[i], slot, sym.shapes[path], 1)
+        found: Parts = {}
+        for i, path, slot in slots(sym, (*movers, *signs)):
+            if path in read:
+                entries = gathered(heavy[path] * read[path][i in movers], slot)
+                found[i] = found.get(i, 0) + coefficient(path, slot) * entries.sum(-1)
+        keys = {i: _normalized(abs(number)) for i, number in found.items()}
+    order = {i: jnp.argsort(keys[i], axis=-1) for i in movers}
+    return order, {i: _tied(jnp.take_along_axis(keys[i], order[i], axis=-1)) for i in movers}
+
+
+def _normalized(number: Array) -> Array:
+    """Over the largest."""
+    largest = number.max()
+    return number / jnp.where(largest > 0, largest, 1)
+
+
+def _tied(ascending: Float[Array, "*copies size"]) -> Any:
+    """Which of some numbers, the largest about 1, have an equal neighbour."""
+    xp = namespace(ascending)
+    near = ascending[..., 1:] - ascending[..., :-1] < close(ascending)
+    none = xp.zeros((*ascending.shape[:-1], 1), bool)
+    return xp.concatenate([near, none], axis=-1) | xp.concatenate([none, near], axis=-1)
+
+
+def _axes(sym: Symmetry, i: int, unresolved: Sequence[int], leaves: Leaves) -> tuple[Array, Array]:
+    """The rotation to the eigenvectors of a weighted Gram matrix, and which eigenvalues tie."""
+    seen = framed(sym, leaves)
+    gram: Any = 0.0
+    for _, path, slot in slots(sym, [i]):
+        units = upright(sym.factors[i], gathered(seen[path], slot))
+        heavy = gathered(np.broadcast_to(weights(sym, path, unresolved), sym.shapes[path]), slot)
+        gram = gram + coefficient(path, slot) * (units * heavy[..., :1, :]) @ units.swapaxes(-1, -2)
+    values, vectors = namespace(gram).linalg.eigh(gram)
+    largest = values.max(axis=-1, keepdims=True)
+    values = values / namespace(values).where(largest > 0, largest, 1)
+    return vectors.swapaxes(-1, -2), _tied(values) & (values > close(values))

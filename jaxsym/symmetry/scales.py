@@ -1,0 +1,177 @@
+"""Balancing: the point of an orbit of rescalings with the least norm, where every conserved charge of them is 0."""
+
+import functools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, PyTree
+
+from jaxsym.symmetry.checks import expect_group
+from jaxsym.symmetry.group import Symmetry
+from jaxsym.symmetry.units import Parts, gathered, numbers, slots, spread
+
+STEPS = 200
+"""At most; a dozen do, unless the factors are far from 1."""
+SWEEPS = 1000
+"""Of equal ranges, at most."""
+
+
+def least(
+    sym: Symmetry, params: Mapping[str, Array], counted: Mapping[str, Any], *, pinned: bool
+) -> tuple[Parts, Parts]:
+    """The rescalings to the least sum of squares over the counted entries, and the gradient that is left.
+
+    That sum is convex in the logarithms of the factors (a geometric programme). A unit that could shrink for ever, as its entries all grow with one
+    factor, gets squares that add up to 1 where ``pinned``, and stays as it is otherwise.
+
+    Notes
+    -----
+    Newton with the step of Sun, Tran-Dinh 2019, arXiv:1703.04599, equation 9: the sum is generalised self-concordant of order 2 with the constant 2 in the seminorm
+    ``max |log of the factor of an entry|``.
+    """
+    moving = numbers(sym, "scaling")
+    squares = {path: jnp.where(counted[path], params[path] ** 2, 0) for _, path, _ in slots(sym, moving)}
+    dtype = jnp.result_type(*squares.values()) if squares else jnp.result_type(float)
+    grow = _each(sym, squares, lambda exponent: max(exponent, 0.0))
+    shrink = _each(sym, squares, lambda exponent: max(-exponent, 0.0))
+    one_sided = {i: (shrink[i] == 0) * 1.0 - (grow[i] == 0) * 1.0 for i in moving}
+    held = {i: (one_sided[i] == 0) | pinned for i in moving}
+    target = {i: jnp.where(grow[i] + shrink[i] > 0, one_sided[i], 0).astype(dtype) for i in moving}
+
+    def logs(point: Parts) -> dict[str, Array]:
+        """The logarithm of each entry's factor."""
+        total = dict.fromkeys(squares, jnp.zeros((), dtype))
+        for i, path, slot in slots(sym, moving):
+            total[path] = total[path] + slot.exponent * spread(point[i], slot, sym.shapes[path], 0)
+        return total
+
+    def scaled(point: Parts) -> dict[str, Array]:
+        return {path: squares[path] * jnp.exp(2 * log) for path, log in logs(point).items()}
+
+    def gradient(point: Parts) -> Parts:
+        found = _each(sym, scaled(point), lambda exponent: exponent)
+        return {i: jnp.where(held[i], found[i] - target[i], 0) for i in moving}
+
+    def newton(point: Parts) -> tuple[Parts, Array]:
+        slope, product = jax.linearize(gradient, point)
+        diagonal = _each(sym, scaled(point), lambda exponent: 2 * exponent**2)
+        precondition = lambda v: {i: v[i] / jnp.where(diagonal[i] > 0, diagonal[i], 1) for i in moving}  # noqa: E731
+        hessian = lambda v: product({i: jnp.where(held[i], v[i], 0) for i in moving})  # noqa: E731
+        step, _ = jax.scipy.sparse.linalg.cg(hessian, jax.tree.map(jnp.negative, slope), tol=1e-10, M=precondition)
+        moves = logs(step)
+        size = [jnp.where(squares[path] > 0, jnp.abs(moves[path]), 0).max(initial=0) for path in squares]
+        return step, functools.reduce(jnp.maximum, size)
+
+    def body(state: tuple[Parts, Array, Array]) -> tuple[Parts, Array, Array]:
+        point, _, count = state
+        step, size = newton(point)
+        length = jnp.where(size > 0, jnp.log1p(2 * size) / jnp.where(size > 0, 2 * size, 1), 1)
+        return {i: point[i] + length * step[i] for i in moving}, size, count + 1
+
+    def going(state: tuple[Parts, Array, Array]) -> Array:
+        _, size, count = state
+        return (size > 8 * jnp.finfo(dtype).eps) & (count < STEPS)
+
+    start = {i: jnp.zeros(sym.factors[i].shape, dtype) for i in moving}
+    if not moving:
+        return start, start
+    point, _, _ = jax.lax.while_loop(going, body, (start, jnp.array(jnp.inf, dtype), jnp.array(0)))
+    mass = _each(sym, scaled(point), abs)
+    return point, {i: gradient(point)[i] / jnp.where(mass[i] > 0, mass[i], 1) for i in moving}
+
+
+def balance(sym: Symmetry, params: PyTree, norm: float = 2) -> PyTree:
+    """The point of the orbit of all rescalings at which what comes in balances what goes out.
+
+    With ``norm=2`` every rescaling charge is 0: the sum of squares is the least on the orbit (equi-normalisation). With ``norm=inf`` the largest
+    entry that grows with a unit's factor equals the largest that shrinks (cross-layer equalisation), so that all ranges are equal. Units whose entries all
+    grow, or all shrink, have no such point and stay.
+
+    Parameters
+    ----------
+    sym
+        The group; all but its scalings is left alone.
+    params
+        The parameters; vmaps over leading axes.
+    norm
+        2 or infinity.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If ``sym`` is no group, the norm is another, or the parameters do not fit the group.
+
+    Notes
+    -----
+    *Source*: Stock, Graham, Gribonval, Jegou 2019, arXiv:1902.10416; Nagel et al. 2019, arXiv:1906.04721 (infinity).
+
+    Examples
+    --------
+    >>> import jax, jaxsym as js
+    >>> net, x = js.models.MLP((4, 1), "relu"), jax.numpy.ones((5, 3))
+    >>> params = net.init(jax.random.key(0), x)
+    >>> even = balance(js.discover(net.apply, params, x), params)["params"]
+    >>> into, out = (even["Dense_0"]["kernel"] ** 2).sum(0), (even["Dense_1"]["kernel"] ** 2).sum(1)
+    >>> bool(abs(into - out).max() < 1e-5)
+    True
+    """
+    expect_group(sym, "balance")
+    if norm not in (2, math.inf):
+        msg = f"balance: norm is {norm!r}, expected 2 or math.inf."
+        raise ValueError(msg)
+    moving = numbers(sym, "scaling")
+    if not moving:
+        return params
+    leaves = sym.leaves(params)
+    if norm == 2:
+        parts, _ = least(sym, leaves, dict.fromkeys(sym.shapes, np.True_), pinned=False)
+    else:
+        parts = _equal_ranges(sym, leaves, moving)
+    return sym.act(tuple(parts.get(i, part) for i, part in enumerate(sym.still())), params)
+
+
+def _each(sym: Symmetry, entries: Mapping[str, Array], weight: Callable[[float], float]) -> Parts:
+    """For each unit of each scaling the sum of its entries, weighted by a function of the exponent."""
+    found = {i: jnp.zeros(sym.factors[i].shape) for i in numbers(sym, "scaling")}
+    for i, path, slot in slots(sym, found):
+        found[i] = found[i] + weight(slot.exponent) * gathered(entries[path], slot).sum(-1)
+    return found
+
+
+def _equal_ranges(sym: Symmetry, params: Mapping[str, Array], moving: Sequence[int]) -> Parts:
+    """One factor after the other, until none moves."""
+
+    def crossing(i: int, logs: Mapping[str, Array]) -> Array:
+        """Where the largest entries that grow meet the largest that shrink: of all pairs of slots."""
+        sides: dict[bool, list[tuple[float, Array]]] = {True: [], False: []}
+        for _, path, slot in slots(sym, [i]):
+            sides[slot.exponent > 0].append((slot.exponent, gathered(logs[path], slot).max(-1)))
+        if not (sides[True] and sides[False]):
+            return jnp.zeros(sym.factors[i].shape)
+        rows = [[(down - up) / (grows - falls) for falls, down in sides[False]] for grows, up in sides[True]]
+        met = functools.reduce(jnp.minimum, [functools.reduce(jnp.maximum, row) for row in rows])
+        return jnp.where(jnp.isfinite(met), met, 0)
+
+    def body(state: tuple[Parts, dict[str, Array], Array, Array]) -> tuple[Parts, dict[str, Array], Array, Array]:
+        point, logs, _, count = state
+        point, logs, size = dict(point), dict(logs), jnp.zeros(())
+        for i in moving:
+            step = crossing(i, logs)
+            for _, path, slot in slots(sym, [i]):
+                logs[path] = logs[path] + slot.exponent * spread(step, slot, sym.shapes[path], 0)
+            point[i] = point[i] + step
+            size = jnp.maximum(size, jnp.abs(step).max(initial=0))
+        return point, logs, size, count + 1
+
+    def going(state: tuple[Parts, dict[str, Array], Array, Array]) -> Array:
+        _, logs, size, count = state
+        eps = jnp.finfo(jnp.result_type(*logs.values())).eps
+        return (size > 8 * eps) & (count < SWEEPS)
+
+    start = {i: jnp.zeros(sym.factors[i].shape) for i in moving}
+    logs = {path: jnp.log(jnp.abs(params[path])) for _, path, _ in slots(sym, moving)}
+    return jax.lax.while_loop(going, body, (start, logs, jnp.array(jnp.inf), jnp.array(0)))[0]
