@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from jaxsym.symmetry.checks import expect_group
-from jaxsym.symmetry.factors import Slot
+from jaxsym.symmetry.factors import Factor, Slot
 from jaxsym.symmetry.group import AFFINE, Element, Symmetry
 from jaxsym.symmetry.host import namespace, normal
 from jaxsym.symmetry.scales import least
@@ -41,6 +41,8 @@ from jaxsym.symmetry.units import (
     weights,
 )
 
+SETTLED = 1e-9
+"""A translation up to this is none, at the random point that the plan is made at."""
 ROUNDS = 3
 """Of the numbers that order the units: each reads those of the units that a unit is joined to."""
 
@@ -135,6 +137,8 @@ class _Side(NamedTuple):
 class _Plan(NamedTuple):
     """What depends on the group alone."""
 
+    passes: int
+    """How often all translations are undone in turn."""
     sides: dict[int, _Side]
     """Changes of basis in the order in which they are undone."""
     turns: tuple[int, ...]
@@ -163,7 +167,7 @@ class _Walk:
 
 def _canonical(sym: Symmetry, plan: _Plan, params: PyTree) -> Canonical:
     walk = _Walk(sym, params)
-    walk.go(_origin(sym, walk.leaves))
+    walk.go(_origin(sym, walk.leaves, plan.passes))
     scaled, slope = least(sym, walk.leaves, _unmixed(sym), pinned=True)
     walk.ties |= {i: jnp.abs(slope[i]) > close(slope[i]) for i in slope}
     walk.go(scaled)
@@ -171,7 +175,7 @@ def _canonical(sym: Symmetry, plan: _Plan, params: PyTree) -> Canonical:
         chosen, unclear = choose(sym, plan.early, walk.leaves, numbers(sym, "permutation", *TURNS))
         walk.ties |= unclear
         walk.go(chosen)
-        walk.go(_origin(sym, walk.leaves))
+        walk.go(_origin(sym, walk.leaves, plan.passes))
     walk.go(_based(sym, plan.sides, walk.leaves))
     ordered, ties = _ordered(sym, walk.leaves)
     walk.ties |= ties
@@ -182,7 +186,7 @@ def _canonical(sym: Symmetry, plan: _Plan, params: PyTree) -> Canonical:
     chosen, unclear = choose(sym, plan.late, walk.leaves, ())
     walk.ties |= {i: walk.ties.get(i, False) | unclear[i] for i in unclear}
     walk.go(chosen)
-    walk.go(_origin(sym, walk.leaves))
+    walk.go(_origin(sym, walk.leaves, plan.passes))
     ties = {i: np.zeros(factor.shape, bool) for i, factor in enumerate(sym.factors)} | walk.ties
     return Canonical(walk.element, sym.act(walk.element, params), tuple(jnp.asarray(ties[i]) for i in range(len(ties))))
 
@@ -195,7 +199,8 @@ def _planned(sym: Symmetry) -> _Plan:
     bent = [i for i in numbers(sym, "sign") if sym.factors[i].whole is not None]
     plain = [i for i in numbers(sym, "sign", *TURNS) if i not in bent]
     random = {path: normal(f"plan {path}", math.prod(shape)).reshape(shape) for path, shape in sym.shapes.items()}
-    leaves = act(sym, _origin(sym, random), random)
+    passes = _passes(sym, random)
+    leaves = act(sym, _origin(sym, random, passes), random)
     sides = _sides(sym, leaves)
     leaves = act(sym, _based(sym, sides, leaves), leaves)
     turns, rest = [], numbers(sym, *TURNS)
@@ -205,22 +210,33 @@ def _planned(sym: Symmetry) -> _Plan:
         leaves = act(sym, {best: clear[best][0]}, leaves)
         turns.append(best)
         rest.remove(best)
-    return _Plan(sides, tuple(turns), choices(sym, bent, plain), choices(sym, plain, ()))
+    return _Plan(passes, sides, tuple(turns), choices(sym, bent, plain), choices(sym, plain, ()))
 
 
-def _origin(sym: Symmetry, leaves: Leaves) -> Parts:
+def _origin(sym: Symmetry, leaves: Leaves, passes: int) -> Parts:
     """Translations to the origin of their charts; phases until the bias is within a quarter of a period of 0."""
     parts: Parts = {}
-    for i in numbers(sym, *AFFINE):
+    for i in numbers(sym, *AFFINE) * passes:
         factor = sym.factors[i]
         if factor.kind == "translation":
-            parts[i] = -factor.whole.chart(leaves)
+            step = -factor.whole.chart(leaves)
         else:
             path = factor.whole.moves[0][0]
             period = factor.whole.act(np.ones(factor.shape), leaves)[path] - leaves[path]
-            parts[i] = -namespace(period).round(leaves[path] / period).reshape(factor.shape)
-        leaves = act(sym, {i: parts[i]}, leaves)
+            step = -namespace(period).round(leaves[path] / period).reshape(factor.shape)
+        parts[i] = parts.get(i, 0) + step
+        leaves = act(sym, {i: step}, leaves)
     return parts
+
+
+def _passes(sym: Symmetry, leaves: Leaves) -> int:
+    """How often all translations must be undone in turn, as one may move the chart of another."""
+    for passes in range(1, 2 + len(sym.factors)):
+        leaves = act(sym, _origin(sym, leaves, 1), leaves)
+        if all(np.abs(step).max(initial=0) < SETTLED for step in _origin(sym, leaves, 1).values()):
+            return passes
+    msg = "canonicalize: the translations of this group have no common origin; please report it."
+    raise ValueError(msg)
 
 
 def _unmixed(sym: Symmetry) -> dict[str, np.ndarray]:
@@ -355,9 +371,15 @@ def _tied(ascending: Float[Array, "*copies size"]) -> Any:
     return xp.concatenate([near, none], axis=-1) | xp.concatenate([none, near], axis=-1)
 
 
+def _inclined(factor: Factor) -> bool:
+    """Whether the signs of its axes do not act entry by entry: rotations that leave (1, ..., 1) alone."""
+    return any(slot.where.shape[-2] != factor.size for slot in factor.units)
+
+
 def _axes(sym: Symmetry, i: int, unresolved: Sequence[int], leaves: Leaves) -> tuple[Array, Array]:
     """The rotation to the eigenvectors of a weighted Gram matrix, and which eigenvalues tie."""
     seen = framed(sym, leaves)
+    unresolved = [*unresolved, *(j for j in numbers(sym, *TURNS) if _inclined(sym.factors[j]))]
     gram: Any = 0.0
     for _, path, slot in slots(sym, [i]):
         units = upright(sym.factors[i], gathered(seen[path], slot))
