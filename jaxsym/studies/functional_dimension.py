@@ -3,7 +3,8 @@
 :func:`jaxsym.certify` answers the same for any one network, on the host.
 """
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -92,9 +93,7 @@ def measure(layers: Layers, inputs: Float[Array, "N n"], key: Array) -> Measured
         jacobian, before = jax.vmap(lambda x: _jacobian(layers, x))(x)
         rows = jacobian.reshape(-1, size)
         rows /= jnp.linalg.norm(rows, axis=1, keepdims=True)  # never 0: the output bias moves the output
-        random = jax.random.uniform(
-            jax.random.fold_in(key, index), (size + SPARE, len(rows)), rows.dtype, -1, 1
-        )
+        random = jax.random.uniform(jax.random.fold_in(key, index), (size + SPARE, len(rows)), rows.dtype, -1, 1)
         return (
             compressed + random @ rows,
             moves | (rows != 0).any(axis=0),
@@ -142,7 +141,7 @@ def _jacobian(layers: Layers, x: Float[Array, " n"]) -> tuple[Float[Array, "m P"
 def _tangents(layers: Layers, always_on: Bool[Array, " units"]) -> Float[Array, "directions P"]:
     """Directions in which no output moves: rescalings; changes of basis among the always-on units of a layer; shifts of their biases."""
     directions, start = [], 0
-    for l, ((kernel, bias), (following, shifted)) in enumerate(zip(layers, layers[1:], strict=False)):
+    for layer, ((kernel, bias), (following, shifted)) in enumerate(itertools.pairwise(layers)):
         width = bias.size
         on = always_on[start : start + width]
         start += width
@@ -150,11 +149,11 @@ def _tangents(layers: Layers, always_on: Bool[Array, " units"]) -> Float[Array, 
         basis = jnp.where(jnp.eye(width, dtype=bool) | (on[:, None] & on), basis, 0)
         shift = jnp.where(on, jnp.eye(width, dtype=bias.dtype), 0)
         moved = {
-            l: (kernel @ basis, bias @ basis),
-            l + 1: (-basis @ following, jnp.zeros((width * width, shifted.size), bias.dtype)),
+            layer: (kernel @ basis, bias @ basis),
+            layer + 1: (-basis @ following, jnp.zeros((width * width, shifted.size), bias.dtype)),
         }
         directions.append(_rows(layers, moved, width * width))
-        directions.append(_rows(layers, {l: (None, shift), l + 1: (None, -shift @ following)}, width))
+        directions.append(_rows(layers, {layer: (None, shift), layer + 1: (None, -shift @ following)}, width))
     if not directions:
         return jnp.zeros((1, sum(kernel.size + bias.size for kernel, bias in layers)))
     found = jnp.concatenate(directions)
@@ -162,11 +161,11 @@ def _tangents(layers: Layers, always_on: Bool[Array, " units"]) -> Float[Array, 
     return found / jnp.where(length == 0, 1, length)
 
 
-def _rows(layers: Layers, moved: dict[int, tuple[Array | None, Array]], num: int) -> Float[Array, "num P"]:
+def _rows(layers: Layers, moved: Mapping[int, tuple[Array | None, Array]], num: int) -> Float[Array, "num P"]:
     """``num`` directions as rows, zero in the layers that are not named."""
     parts = []
-    for l, pair in enumerate(layers):
-        for leaf, own in zip(pair, moved.get(l, (None, None)), strict=True):
+    for layer, pair in enumerate(layers):
+        for leaf, own in zip(pair, moved.get(layer, (None, None)), strict=True):
             parts.append(jnp.zeros((num, leaf.size), leaf.dtype) if own is None else own.reshape(num, -1))
     return jnp.concatenate(parts, axis=1)
 

@@ -82,7 +82,9 @@ class Config:
                 )
                 raise ValueError(msg)
             if num_parameters(widths(name)) > LARGEST:
-                msg = f"architectures: {name} has {num_parameters(widths(name))} parameters, expected at most {LARGEST}."
+                msg = (
+                    f"architectures: {name} has {num_parameters(widths(name))} parameters, expected at most {LARGEST}."
+                )
                 raise ValueError(msg)
         for name in names:
             if names.count(name) > 1:
@@ -148,7 +150,10 @@ def run(config: Config, progress: Progress) -> xr.Dataset:
     )
     results = [_at_initialisation(clock, name, num, config.seed) for name, num in zip(names, counts, strict=True)]
     training = _during_training(clock, config, data.train, data.test, trained)
-    return _dataset(config, names, counts, results, training, trained).assign(clock.variables())
+    affine = np.pad(np.asarray(data.train.inputs, np.float64), ((0, 0), (0, 1)), constant_values=1)
+    input_rank = int(np.linalg.matrix_rank(affine, tol=1e-4 * np.linalg.norm(affine)))  # the rows are float32
+    found = _dataset(config, names, counts, results, training, trained, input_rank)
+    return found.assign(clock.variables())
 
 
 def _passes(inputs: int) -> int:
@@ -248,6 +253,7 @@ def _dataset(
     results: Sequence[Measured],
     training: dict[str, Any],
     trained: Sequence[int],
+    input_rank: int,
 ) -> xr.Dataset:
     """Name the dimensions. ``network`` runs through the networks of all architectures, one architecture after another."""
     shapes = [widths(name) for name in names]
@@ -290,6 +296,11 @@ def _dataset(
         },
         "trained_bound": ((), functional_dimension(trained), "of the networks that are trained"),
         "trained_parameters": ((), num_parameters(trained), "of the networks that are trained"),
+        "trained_bound_data": (
+            (),
+            functional_dimension(trained) - trained[1] * (trained[0] + 1 - input_rank),
+            "on the training inputs: as many less as their columns are dependent, for each unit that reads them",
+        ),
         "trained_widths": ((), "_".join(map(str, trained)), "of the networks that are trained"),
     }
     coordinates = {
@@ -322,7 +333,11 @@ def summary(data: xr.Dataset) -> dict[str, Any]:
         violations += int(((data[f"trained_dimension_{where}"] > data["trained_bound"]) & clear).sum())
         unclear += int((~clear).sum())
         gaps.append(data[f"trained_gap_{where}"].values.min())
-    figures |= {"bound_violations": violations, "networks_without_clear_rank": unclear, "smallest_gap": float(min(gaps))}
+    figures |= {
+        "bound_violations": violations,
+        "networks_without_clear_rank": unclear,
+        "smallest_gap": float(min(gaps)),
+    }
     figures |= shortfalls
     end = data.isel(step=-1)
     for start in data["start"].values:
