@@ -151,7 +151,7 @@ def run(config: Config, progress: Progress) -> xr.Dataset:
     results = [_at_initialisation(clock, name, num, config.seed) for name, num in zip(names, counts, strict=True)]
     training = _during_training(clock, config, data.train, data.test, trained)
     affine = np.pad(np.asarray(data.train.inputs, np.float64), ((0, 0), (0, 1)), constant_values=1)
-    input_rank = int(np.linalg.matrix_rank(affine, tol=1e-4 * np.linalg.norm(affine)))  # the rows are float32
+    input_rank = int(np.linalg.matrix_rank(affine))
     found = _dataset(config, names, counts, results, training, trained, input_rank)
     return found.assign(clock.variables())
 

@@ -117,6 +117,8 @@ def _draw(ax: Axes, data: xr.Dataset, summary: Mapping[str, Any], along: str, se
     others = [other for other in NAMES if other != along]
     for i, group in enumerate(series):
         group = [name for name in group if summary[f"fraction_{name}"] is not None]
+        if not group:
+            continue
         values = np.array([summary[f"fraction_{name}"] for name in group])
         bars = np.abs(np.array([_interval(data, name) for name in group]).reshape(-1, 2).T - values)
         own = data.sel(architecture=group[0])
@@ -290,8 +292,8 @@ def _training(data: xr.Dataset) -> Section:
         for colour, start in zip(plots.COLOURS, starts, strict=False):
             ax.plot(data["step"], data[name].sel(start=start).mean("trained"), ":", color=colour)
         ax.set(title=title, xlabel="iteration")
-    for ax, bound in zip(axes, ("trained_bound_data", "trained_bound"), strict=False):
-        ax.axhline(float(data[bound]), color="black", linewidth=1, linestyle="--")
+    for ax, ceiling in zip(axes, ("trained_bound_data", "trained_bound"), strict=False):
+        ax.axhline(float(data[ceiling]), color="black", linewidth=1, linestyle="--")
     plots.legend(axes[-1])
 
     def moves(name: str, start: str, form: str = ".1f") -> str:
@@ -314,7 +316,7 @@ def _training(data: xr.Dataset) -> Section:
             f" {moves('distinct_directions', start, '.2f')} where units within 0.1 of one another count as one; test error"
             f" {moves('test_error', start, '.3f')}."
         )
-    bound, on_data, parameters = (int(data[f"trained_{name}"]) for name in ("bound", "bound_data", "parameters"))
+    bound, on_data, parameters = (int(data[f"trained_{kind}"]) for kind in ("bound", "bound_data", "parameters"))
     name = str(data["trained_widths"].values).replace("_", "-")
     return Section(
         "During training",
@@ -365,7 +367,7 @@ def _generalisation(data: xr.Dataset, summary: Mapping[str, Any]) -> Section:
         ax.set(xlabel=f"functional dimension on {text}", ylabel="test error")
         plots.legend(ax, title="start")
     every = end.stack(network_of=("start", "trained"), create_index=False)
-    least = every.isel(network_of=int(every["trained_dimension_data"].argmin()))
+    least = every.isel(network_of=int(every["trained_dimension_data"].values.argmin()))
     found = [
         summary[f"p_value_{where}_{start}"]
         for where in INPUTS
