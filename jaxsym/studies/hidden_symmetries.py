@@ -30,7 +30,7 @@ from jaxsym.training import Snapshot, make_train, probes
 ARCHITECTURES = (
     "1_3_1,2_4_1,2_5_1,2_8_1,"
     "1_5_5_1,2_3_3_1,2_5_5_1,2_8_8_1,2_10_10_1,5_5_5_1,5_10_10_1,10_5_5_1,10_10_10_1,"
-    "2_3_3_3_1,2_5_5_5_1,2_8_8_8_1,5_5_5_5_1,10_5_5_5_1,2_5_5_5_5_1,2_8_8_8_8_1"
+    "2_3_3_3_1,2_5_5_5_1,2_8_8_8_1,5_5_5_5_1,10_5_5_5_1,2_5_5_5_5_1"
 )
 INPUTS = 100  # per parameter, of standard deviation
 SPREAD = 2.0
@@ -50,7 +50,7 @@ class Config:
     """Widths from input to output joined by _, architectures separated by commas."""
     networks: int = 240
     """Networks of each architecture of at most 120 parameters."""
-    few: int = 96
+    few: int = 80
     """Networks of each larger architecture."""
     trained: int = 48
     """Networks that are trained from each start."""
