@@ -76,7 +76,7 @@ def measure(layers: Layers, inputs: Float[Array, "N n"], key: Array) -> Measured
     >>> with jax.enable_x64(True):
     ...     kernel, bias, out = (jax.random.normal(jax.random.key(i), s) for i, s in enumerate([(1, 3), (3,), (3, 1)]))
     ...     x = jax.random.normal(jax.random.key(3), (1000, 1))
-    ...     found = measure([(kernel, bias), (out, jnp.ones(1))], 5 * x, jax.random.key(4))
+    ...     found = jax.jit(measure)([(kernel, bias), (out, jnp.ones(1))], 5 * x, jax.random.key(4))
     >>> int(found.dimension), int(found.dead)  # of 10 parameters: 3 rescalings
     (7, 0)
     """

@@ -30,7 +30,8 @@ def page(data: xr.Dataset, summary: Mapping[str, Any]) -> list[Section]:
 def _fractions(data: xr.Dataset, summary: Mapping[str, Any]) -> Section:
     names = [str(name) for name in data["architecture"].values]
     fractions = {name: summary[f"fraction_{name}"] for name in names}
-    series = {along: _series(data, along) for along in NAMES}
+    known = data.sel(architecture=[name for name in names if fractions[name] is not None])
+    series = {along: _series(known, along) for along in NAMES}
     drawn = [along for along in ("depth", "width", "input") if series[along]]
     pictures = []
     if drawn:
@@ -116,9 +117,6 @@ def _series(data: xr.Dataset, along: str) -> list[list[str]]:
 def _draw(ax: Axes, data: xr.Dataset, summary: Mapping[str, Any], along: str, series: Sequence[Sequence[str]]) -> None:
     others = [other for other in NAMES if other != along]
     for i, group in enumerate(series):
-        group = [name for name in group if summary[f"fraction_{name}"] is not None]
-        if not group:
-            continue
         values = np.array([summary[f"fraction_{name}"] for name in group])
         bars = np.abs(np.array([_interval(data, name) for name in group]).reshape(-1, 2).T - values)
         own = data.sel(architecture=group[0])
@@ -142,11 +140,6 @@ def _draw(ax: Axes, data: xr.Dataset, summary: Mapping[str, Any], along: str, se
 def _trend(data: xr.Dataset, summary: Mapping[str, Any], along: str, series: Sequence[Sequence[str]]) -> str:
     """How often the fraction rises and falls from one architecture to the next of a series."""
     pairs = [(one, other) for group in series for one, other in itertools.pairwise(group)]
-    pairs = [
-        (one, other) for one, other in pairs if None not in (summary[f"fraction_{one}"], summary[f"fraction_{other}"])
-    ]
-    if not pairs:
-        return f"No two clear fractions can be compared along {along}."
     signs = {pair: _difference(data, *pair) for pair in pairs}
     up, down = ([pair for pair, sign in signs.items() if sign == wanted] for wanted in (1, -1))
     step = {"depth": "more hidden layers", "width": "wider hidden layers", "input": "more inputs"}[along]
