@@ -68,7 +68,7 @@ def measure(layers: Layers, inputs: Float[Array, "N n"], key: Array) -> Measured
 
     Notes
     -----
-    *Source*: Grigsby, Lindsey, Rolnick 2023, definition 3.1 and section 6, arXiv:2306.06179.
+    *Source*: Grigsby, Lindsey, Rolnick 2023, arXiv:2306.06179.
 
     Examples
     --------

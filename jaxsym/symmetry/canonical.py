@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from jaxsym.symmetry.checks import expect_group
-from jaxsym.symmetry.factors import Factor, Slot
+from jaxsym.symmetry.factors import Slot
 from jaxsym.symmetry.group import AFFINE, Element, Symmetry
 from jaxsym.symmetry.host import namespace, normal
 from jaxsym.symmetry.scales import least
@@ -29,6 +29,7 @@ from jaxsym.symmetry.units import (
     coefficient,
     cover,
     even,
+    extra,
     floating,
     framed,
     gathered,
@@ -371,15 +372,14 @@ def _tied(ascending: Float[Array, "*copies size"]) -> Any:
     return xp.concatenate([near, none], axis=-1) | xp.concatenate([none, near], axis=-1)
 
 
-def _inclined(factor: Factor) -> bool:
-    """Whether the signs of its axes do not act entry by entry: rotations that leave (1, ..., 1) alone."""
-    return any(slot.where.shape[-2] != factor.size for slot in factor.units)
-
-
 def _axes(sym: Symmetry, i: int, unresolved: Sequence[int], leaves: Leaves) -> tuple[Array, Array]:
     """The rotation to the eigenvectors of a weighted Gram matrix, and which eigenvalues tie."""
     seen = framed(sym, leaves)
-    unresolved = [*unresolved, *(j for j in numbers(sym, *TURNS) if _inclined(sym.factors[j]))]
+    # signs along an inclined axis do not act entry by entry
+    unresolved = [
+        *unresolved,
+        *(i for i, _, slot in slots(sym, numbers(sym, "orthogonal")) if extra(sym.factors[i], slot)),
+    ]
     gram: Any = 0.0
     for _, path, slot in slots(sym, [i]):
         units = upright(sym.factors[i], gathered(seen[path], slot))

@@ -15,13 +15,14 @@ from jaxsym.symmetry.units import (
     Parts,
     act,
     close,
-    framed,
+    extra,
     gathered,
+    inclined,
     normalized,
     shifted,
     slots,
     spread,
-    upright,
+    straight,
     weights,
 )
 
@@ -52,7 +53,9 @@ def choices(sym: Symmetry, asked: Sequence[int], later: Iterable[int]) -> tuple[
         for i, left in unknown.items():
             anchors = _anchors(sym, i, unknown | others)
             if anchors and left.any():
-                entries = np.max([alone.sum(axis=-1) for *_, alone in anchors], axis=0)
+                entries = np.max(
+                    [alone.sum(axis=-1)[..., extra(sym.factors[i], slot) :] for _, slot, alone in anchors], axis=0
+                )
                 known = left & (entries > 0)
                 least = entries[known].min(initial=np.iinfo(int).max) if known.any() else 0
                 if least > score:
@@ -74,7 +77,7 @@ def choose(
     unclear: dict[int, Array] = {}
     for i, units, anchors, again in order:
         factor = sym.factors[i]
-        total, mass = _sums(sym, i, anchors, normalized(framed(sym, leaves)), mixing)
+        total, mass = _sums(sym, i, anchors, normalized(straight(sym, leaves)), mixing)
         asked = unclear[i] if again else jnp.asarray(units)
         weak = asked & (abs(total) <= close(total) * mass)
         sign = jnp.where(asked & ~weak & (total < 0), -1.0, 1.0).astype(total.dtype)
@@ -95,8 +98,8 @@ def _sums(
     total: Any = jnp.zeros(factor.shape)
     mass: Any = jnp.zeros(factor.shape)
     for path, slot, alone in anchors:
-        heavy = gathered(np.broadcast_to(weights(sym, path, mixing), sym.shapes[path]), slot)[..., : factor.size, :]
-        units = upright(factor, gathered(seen[path], slot)) * heavy * alone
+        heavy = gathered(np.broadcast_to(weights(sym, path, mixing), sym.shapes[path]), slot)
+        units = (gathered(seen[path], slot) * heavy * alone)[..., extra(factor, slot) :, :]
         total, mass = total + units.sum(-1), mass + abs(units).sum(-1)
     return total, mass
 
@@ -107,12 +110,14 @@ def _anchors(sym: Symmetry, i: int, unknown: Unknown) -> Anchors:
     for _, path, slot in slots(sym, [i]):
         if path not in blocked:
             signs = list(_signs(sym, path, unknown))
+            axis = inclined(sym).get(path)
             count = sum((_odd(signs, k).astype(int) for k in range(len(signs))), np.zeros(sym.shapes[path], int))
+            for k, (j, other, own) in enumerate(signs):  # what differs along an inclined axis is no sign there
+                if axis is not None and not extra(sym.factors[j], other):
+                    count += 2 * (_odd(signs, k) & (own != own.take([0], axis))).any(axis, keepdims=True)
             alone = gathered(count == 1, slot)
-            own = [k for k, (j, other, _) in enumerate(signs) if j == i and other is slot]
-            alone = alone & gathered(_odd(signs, own[0], first=False), slot) if own else alone & False
-            if alone.shape[-2] != sym.factors[i].size:  # the complement of (1, ..., 1) takes all of them together
-                alone = (alone & alone.all(axis=-2, keepdims=True))[..., :-1, :]
+            mine = [k for k, (j, other, _) in enumerate(signs) if j == i and other is slot]
+            alone = alone & gathered(_odd(signs, mine[0], first=False), slot) if mine else alone & False
             if alone.any():
                 found.append((path, slot, alone.astype(float)))
     return tuple(found)
@@ -145,8 +150,8 @@ def _signs(sym: Symmetry, path: str, unknown: Unknown) -> Iterator[tuple[int, Sl
 
 def _labels(slot: Slot, shape: tuple[int, ...], left: Bool[np.ndarray, "*copies size"], first: int) -> Any:
     labels = np.where(left, first + np.arange(left.size).reshape(left.shape), -1)
-    if slot.where.shape[-2] != left.shape[-1]:  # the complement of (1, ..., 1): all are mixed until all are known
-        labels = np.full((*left.shape[:-1], slot.where.shape[-2]), first if left.any() else -1)
+    if slot.where.shape[-2] > left.shape[-1]:  # the sum of all, which a rotation leaves alone, comes first
+        labels = np.concatenate([np.full((*left.shape[:-1], 1), -1), labels], axis=-1)
     return spread(labels, slot, shape, -1)
 
 

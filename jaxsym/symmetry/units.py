@@ -110,6 +110,25 @@ def framed(sym: Symmetry, params: Mapping[str, Array]) -> dict[str, Array]:
     return seen
 
 
+def inclined(sym: Symmetry) -> dict[str, int]:
+    """The leaves that rotations act on which leave (1, ..., 1) alone, and along which axis."""
+    return {path: slot.axis for i, path, slot in slots(sym, numbers(sym, "orthogonal")) if extra(sym.factors[i], slot)}
+
+
+def extra(factor: Factor, slot: Slot) -> int:
+    """1 where the first of the units is, in the basis of Helmert, the sum of them all, which a rotation leaves alone; 0 otherwise."""
+    return int(slot.where.shape[-2] - factor.size)
+
+
+def straight(sym: Symmetry, params: Mapping[str, Array]) -> dict[str, Array]:
+    """The leaves in frames in which signs of all axes act entry by entry: in those of gains, and in the basis of Helmert."""
+    seen = framed(sym, params)
+    for path, axis in inclined(sym).items():
+        basis = scipy.linalg.helmert(seen[path].shape[axis], full=True).astype(seen[path].dtype)
+        seen[path] = jnp.moveaxis(jnp.tensordot(basis, seen[path], axes=(1, axis)), 0, axis)
+    return seen
+
+
 def normalized(seen: Mapping[str, Array]) -> dict[str, Array]:
     """Real leaves over their root mean square; 0 those that are nothing but rounding beside the others."""
     sizes = {path: jnp.sqrt(jnp.mean(leaf**2)) for path, leaf in seen.items() if floating(leaf) and leaf.size}
