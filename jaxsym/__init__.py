@@ -9,8 +9,10 @@ __version__ = "0.1.0"
 
 _LAZY = {  # name -> (module, attribute); loaded when first used, so that `import jaxsym` stays fast
     "Symmetry": ("jaxsym.symmetry", "Symmetry"),
-    "certify": ("jaxsym.symmetry.certify", "certify"),
+    "canonicalize": ("jaxsym.symmetry", "canonicalize"),
+    "certify": ("jaxsym.symmetry", "certify"),
     "discover": ("jaxsym.symmetry", "discover"),
+    "orbit_distance": ("jaxsym.symmetry", "orbit_distance"),
     "verify": ("jaxsym.symmetry", "verify"),
     "make_train": ("jaxsym.training", "make_train"),
     "count": ("jaxsym.symmetry.count", None),
@@ -24,12 +26,14 @@ _LAZY = {  # name -> (module, attribute); loaded when first used, so that `impor
 
 __all__ = [
     "Symmetry",
+    "canonicalize",
     "certify",
     "count",
     "data",
     "discover",
     "make_train",
     "models",
+    "orbit_distance",
     "parallel",
     "sweep",
     "symmetry",

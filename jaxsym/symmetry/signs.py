@@ -79,9 +79,9 @@ def choose(
         factor = sym.factors[i]
         total, mass = _sums(sym, i, anchors, normalized(straight(sym, leaves)), mixing)
         asked = unclear[i] if again else jnp.asarray(units)
-        weak = asked & (abs(total) <= close(total) * mass)
+        weak = asked & (abs(total) <= close(total) * jnp.maximum(mass, 1))  # leaves are about 1; below is rounding
         sign = jnp.where(asked & ~weak & (total < 0), -1.0, 1.0).astype(total.dtype)
-        unclear[i] = weak & (mass > 0) if again else unclear.get(i, False) | weak & bool(anchors)
+        unclear[i] = weak & (mass > close(mass)) if again else unclear.get(i, False) | weak & bool(anchors)
         part = sign if factor.kind == "sign" else sign[..., None] * np.eye(factor.size)
         leaves = act(sym, {i: part}, leaves)
         if i in chosen:
@@ -107,45 +107,46 @@ def _sums(
 def _anchors(sym: Symmetry, i: int, unknown: Unknown) -> Anchors:
     blocked = shifted(sym, [j for j, left in unknown.items() if left.any()])
     found = []
-    for _, path, slot in slots(sym, [i]):
-        if path not in blocked:
+    for path in sym.shapes:
+        for slot in (slot for _, slot in _acting(sym, path, [i]) if path not in blocked):
             signs = list(_signs(sym, path, unknown))
             axis = inclined(sym).get(path)
             count = sum((_odd(signs, k).astype(int) for k in range(len(signs))), np.zeros(sym.shapes[path], int))
             for k, (j, other, own) in enumerate(signs):  # what differs along an inclined axis is no sign there
                 if axis is not None and not extra(sym.factors[j], other):
                     count += 2 * (_odd(signs, k) & (own != own.take([0], axis))).any(axis, keepdims=True)
-            alone = gathered(count == 1, slot)
-            mine = [k for k, (j, other, _) in enumerate(signs) if j == i and other is slot]
-            alone = alone & gathered(_odd(signs, mine[0], first=False), slot) if mine else alone & False
+            mine = [k for k, (j, other, _) in enumerate(signs) if j == i and _same(other, slot)]
+            alone = gathered((count == 1) & _odd(signs, mine[0], first=False), slot)
             if alone.any():
                 found.append((path, slot, alone.astype(float)))
     return tuple(found)
 
 
+def _same(one: Slot, other: Slot) -> bool:
+    return one.where is other.where and one.axes == other.axes
+
+
 def _signs(sym: Symmetry, path: str, unknown: Unknown) -> Iterator[tuple[int, Slot, Int[np.ndarray, "..."]]]:
     """Factor, slot and, for every entry of a leaf in its frame, the number of the unknown sign that changes it; -1 where there is none."""
-    start = 0
-    first = {}
-    for j, left in unknown.items():
-        first[j] = start
-        start += left.size
+    first = dict(zip(unknown, np.cumsum([0, *(left.size for left in unknown.values())]), strict=False))
     shape = sym.shapes[path]
-    for j, own, slot in slots(sym, unknown):
+    for j, slot in _acting(sym, path, unknown):
+        yield j, slot, np.broadcast_to(_labels(slot, shape, unknown[j], int(first[j])), shape)
+
+
+def _acting(sym: Symmetry, path: str, some: Iterable[int]) -> Iterator[tuple[int, Slot]]:
+    """The slots of a leaf in its frame: its own, and those of the gains that it is multiplied by."""
+    some = list(some)
+    for j, own, slot in slots(sym, some):
         if own == path:
-            yield j, slot, np.broadcast_to(_labels(slot, shape, unknown[j], first[j]), shape)
+            yield j, slot
     frames = {
-        (slot.frame, slot.axis) for _, own, slot in slots(sym, range(len(sym.factors))) if own == path and slot.frame
+        (slot.frame[0], slot.axis) for _, own, slot in slots(sym, range(len(sym.factors))) if own == path and slot.frame
     }
-    for (gain, _), axis in frames:
-        for j, own, slot in slots(sym, unknown):
+    for gain, axis in sorted(frames):
+        for j, own, slot in slots(sym, some):
             if own == gain:
-                labels = np.broadcast_to(_labels(slot, sym.shapes[gain], unknown[j], first[j]), sym.shapes[gain])
-                yield (
-                    j,
-                    slot,
-                    np.broadcast_to(labels.reshape([-1 if a == axis else 1 for a in range(len(shape))]), shape),
-                )
+                yield j, slot._replace(path=tuple(path.split("/")), axis=axis, axes=(axis,))
 
 
 def _labels(slot: Slot, shape: tuple[int, ...], left: Bool[np.ndarray, "*copies size"], first: int) -> Any:
