@@ -1,0 +1,244 @@
+"""Canonical forms: one point an orbit, for every kind and their products; ties; distances; balance."""
+
+import functools
+import itertools
+import math
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import jaxsym as js
+from jaxsym.symmetry.verify import perturbed, wide
+from tests.symmetry.networks import BUILDERS
+
+QUICK = ("sin", "attention", "relu skips", "cross entropy")
+HELD = ("identity", "recurrent linear")  # changes of basis that hold each other
+
+
+@functools.cache
+def found(name):
+    """A network with its group, in float64, and the canonical form as one compiled function."""
+    with jax.enable_x64(True):
+        network = BUILDERS[name]()
+        sym = js.discover(network.apply, network.params, *network.inputs)
+        params = perturbed(jax.random.key(3), wide(network.params), 1.0)
+        return network, sym, params, jax.jit(functools.partial(js.canonicalize, sym))
+
+
+def mlp(widths, activation):
+    net, x = js.models.MLP(widths[1:], activation), jnp.ones((5, widths[0]))
+    params = net.init(jax.random.key(0), x)
+    return net, js.discover(net.apply, params, x), wide(params)
+
+
+def apart(one, other):
+    """The largest difference, relative to the leaf or to 1."""
+    pairs = zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
+    return max(float(np.abs(np.subtract(a, b)).max(initial=0) / max(1, np.abs(b).max(initial=0))) for a, b in pairs)
+
+
+def same_function(network, one, other):
+    try:
+        difference = apart(*(network.apply(params, *network.inputs) for params in (one, other)))
+    except TypeError:  # carries of a fixed type
+        with jax.enable_x64(False):
+            difference = apart(*(network.apply(wide(params, "float32"), *network.inputs) for params in (one, other)))
+        return difference < 1e-4
+    return difference < 1e-9
+
+
+@pytest.mark.parametrize(
+    "name",
+    [name if name in QUICK else pytest.param(name, marks=pytest.mark.long) for name in BUILDERS if name not in HELD],
+)
+def test_laws(name):
+    network, sym, params, canonical = found(name)
+    with jax.enable_x64(True):
+        first = canonical(params)
+        assert not any(tie.any() for tie in first.ties)
+        assert apart(sym.act(first.element, params), first.params) < 1e-12
+        assert same_function(network, first.params, params)
+        assert apart(canonical(first.params).params, first.params) < 1e-9  # idempotent
+        for seed in range(2):
+            moved = sym.act(sym.sample(jax.random.key(seed)), params)
+            assert apart(canonical(moved).params, first.params) < 1e-9, seed  # constant on the orbit
+        other = canonical(perturbed(jax.random.key(7), params, 0.3)).params
+        assert apart(other, first.params) > 1e-3  # and not everywhere
+
+
+@functools.cache
+def perceptron(activation, hidden):
+    with jax.enable_x64(True):
+        _, sym, params = mlp((3, *hidden, 2), activation)
+        return sym, params, jax.jit(functools.partial(js.canonicalize, sym))
+
+
+@pytest.mark.parametrize(
+    ("activation", "hidden"),
+    [
+        ("tanh", (4, 3)),
+        ("relu", (1, 5)),
+        *(
+            pytest.param(name, (2, 3), marks=pytest.mark.long)
+            for name in ("sigmoid", "sin", "square", "gelu", "leaky_relu", "prelu", "squared_relu", "abs")
+        ),
+    ],
+)
+@given(seed=st.integers(0, 10**6), scale=st.floats(0.1, 2))
+def test_laws_of_perceptrons(activation, hidden, seed, scale):
+    sym, params, canonical = perceptron(activation, hidden)
+    with jax.enable_x64(True):
+        params = perturbed(jax.random.key(seed), params)
+        first = canonical(params)
+        assert not any(tie.any() for tie in first.ties)
+        moved = sym.act(sym.sample(jax.random.key(seed + 1), scale), params)
+        assert apart(canonical(moved).params, first.params) < 1e-9
+        assert apart(canonical(first.params).params, first.params) < 1e-9
+
+
+@pytest.mark.parametrize("activation", ["tanh", "relu"])
+def test_signs_and_order_without_biases(activation):
+    with jax.enable_x64(True):
+        _, sym, params = mlp((3, 6, 2), activation)  # biases 0, as initialised
+        canonical = jax.jit(functools.partial(js.canonicalize, sym))
+        first, other = (canonical(sym.act(sym.sample(jax.random.key(seed)), params)) for seed in (1, 2))
+        assert apart(first.params, other.params) < 1e-9
+        assert not any(tie.any() for tie in first.ties)
+
+
+def test_every_copy_has_one_form():
+    with jax.enable_x64(True):
+        _, sym, params = mlp((2, 3, 1), "tanh")
+        params = perturbed(jax.random.key(1), params)
+        elements = [
+            tuple(np.array({"permutation": order, "sign": signs}[factor.kind]) for factor in sym.factors)
+            for order in itertools.permutations(range(3))
+            for signs in itertools.product((-1.0, 1.0), repeat=3)
+        ]
+        assert len(elements) == sym.order
+        stacked = jax.tree.map(lambda *parts: np.stack(parts), *elements)
+        copies = jax.vmap(lambda g: sym.act(g, params))(stacked)
+        assert len(np.unique(np.asarray(copies["params"]["Dense_0"]["kernel"]).reshape(48, -1), axis=0)) == 48
+        forms = jax.vmap(lambda p: js.canonicalize(sym, p).params)(copies)
+        chex.assert_trees_all_close(
+            forms, jax.tree.map(lambda leaf: jnp.broadcast_to(leaf[:1], leaf.shape), forms), rtol=1e-12
+        )
+
+
+def test_canonical_relu_charges_are_zero():
+    with jax.enable_x64(True):
+        _, params, canonical = perceptron("relu", (1, 5))
+        even = canonical(perturbed(jax.random.key(1), params, 1.0)).params["params"]
+        for i in range(2):
+            into = (even[f"Dense_{i}"]["kernel"] ** 2).sum(0) + even[f"Dense_{i}"]["bias"] ** 2
+            np.testing.assert_allclose(into, (even[f"Dense_{i + 1}"]["kernel"] ** 2).sum(1), rtol=1e-12)
+
+
+def test_duplicates_are_said():
+    with jax.enable_x64(True):
+        _, sym, params = mlp((3, 4, 2), "tanh")
+        params = perturbed(jax.random.key(1), params)
+        kernel, bias, out = (
+            params["params"]["Dense_0"]["kernel"],
+            params["params"]["Dense_0"]["bias"],
+            params["params"]["Dense_1"]["kernel"],
+        )
+        params["params"]["Dense_0"] = {"kernel": kernel.at[:, 1].set(-kernel[:, 3]), "bias": bias.at[1].set(-bias[3])}
+        params["params"]["Dense_1"]["kernel"] = out.at[1].set(-out[3])
+        tied = {factor.kind: tie for factor, tie in zip(sym.factors, js.canonicalize(sym, params).ties, strict=True)}
+        assert tied["permutation"].sum() == 2
+        assert not tied["sign"].any()
+        dead = jax.tree.map(jnp.zeros_like, params)
+        assert js.canonicalize(sym, dead).ties[1].all()
+
+
+def test_a_unit_that_could_shrink_for_ever():
+    with jax.enable_x64(True):
+        _, sym, params = mlp((3, 4, 2), "relu")
+        params["params"]["Dense_1"]["kernel"] = jnp.zeros((4, 2))
+        forms = [js.canonicalize(sym, sym.act(sym.sample(jax.random.key(seed), 2.0), params)).params for seed in (1, 2)]
+        assert apart(*forms) < 1e-9
+        np.testing.assert_allclose((forms[0]["params"]["Dense_0"]["kernel"] ** 2).sum(0), 1, rtol=1e-9)
+
+
+def test_the_distance_is_a_metric():
+    with jax.enable_x64(True):
+        _, sym, params = mlp((3, 4, 2), "relu")
+        points = [perturbed(jax.random.key(seed), params, 1.0) for seed in range(4)]
+        distance = jax.jit(functools.partial(js.orbit_distance, sym))
+        for a, b, c in itertools.permutations(points, 3):
+            moved = sym.act(sym.sample(jax.random.key(9)), a)
+            assert distance(a, moved) < 1e-9
+            assert abs(distance(a, b) - distance(b, a)) < 1e-12
+            assert abs(distance(moved, b) - distance(a, b)) < 1e-9
+            assert distance(a, c) <= distance(a, b) + distance(b, c) + 1e-12
+            assert distance(a, b) > 1e-3
+
+
+def test_hundreds_in_one_call():
+    with jax.enable_x64(True):
+        net, sym, params = mlp((3, 4, 2), "tanh")
+        x = jax.random.normal(jax.random.key(4), (7, 3))
+        start = perturbed(jax.random.key(1), params)
+        many = jax.vmap(lambda key: sym.act(sym.sample(key), start))(jax.random.split(jax.random.key(2), 256))
+        forms = js.parallel(lambda p: js.canonicalize(sym, p).params)(many)
+        chex.assert_trees_all_close(
+            jax.tree.map(lambda leaf: leaf.std(0), forms), jax.tree.map(lambda leaf: 0 * leaf[0], forms), atol=1e-12
+        )
+        chex.assert_trees_all_close(jax.vmap(lambda p: net.apply(p, x))(forms)[5], net.apply(start, x), rtol=1e-9)
+
+
+def test_balance():
+    with jax.enable_x64(True):
+        net, sym, params = mlp((3, 4, 5, 2), "relu")
+        x = jax.random.normal(jax.random.key(4), (7, 3))
+        params = perturbed(jax.random.key(1), params, 1.0)
+        far = sym.act(sym.exp(np.linspace(-6, 6, sym.dim)), params)
+        for norm, size in (
+            (2, lambda leaf, axis: (leaf**2).sum(axis)),
+            (math.inf, lambda leaf, axis: abs(leaf).max(axis)),
+        ):
+            even = js.symmetry.balance(sym, far, norm=norm)
+            np.testing.assert_allclose(net.apply(even, x), net.apply(params, x), rtol=1e-9)
+            for i in range(2):
+                layer = even["params"][f"Dense_{i}"]
+                into = size(jnp.concatenate([layer["kernel"], layer["bias"][None]]), 0)
+                np.testing.assert_allclose(into, size(even["params"][f"Dense_{i + 1}"]["kernel"], 1), rtol=1e-9)
+        chex.assert_trees_all_close(js.symmetry.balance(sym, far), js.symmetry.balance(sym, params), rtol=1e-9)
+
+
+def test_balance_has_the_least_norm():
+    with jax.enable_x64(True):
+        _, sym, params = mlp((3, 4, 5, 2), "squared_relu")
+        even = js.symmetry.balance(sym, perturbed(jax.random.key(1), params, 1.0))
+        norm = lambda p: sum((leaf**2).sum() for leaf in jax.tree.leaves(p))  # noqa: E731
+        for seed in range(5):
+            step = 0.1 * jax.random.normal(jax.random.key(seed), (sym.dim,))
+            assert norm(sym.act(sym.exp(step), even)) > norm(even)
+
+
+@pytest.mark.parametrize("name", HELD)
+def test_changes_of_basis_that_hold_each_other_are_refused(name):
+    network = BUILDERS[name]()
+    sym = js.discover(network.apply, network.params, *network.inputs)
+    with pytest.raises(ValueError, match="hold each other"):
+        js.canonicalize(sym, network.params)
+
+
+def test_bad_input():
+    with jax.enable_x64(True):
+        _, sym, params = mlp((3, 4, 2), "tanh")
+    with pytest.raises(TypeError, match=r"canonicalize: sym is of type dict, expected a Symmetry"):
+        js.canonicalize({}, params)
+    with pytest.raises(ValueError, match=r"params/Dense_0/bias is missing"):
+        js.canonicalize(sym, {"params": {}})
+    with pytest.raises(ValueError, match=r"norm is 1, expected 2 or math\.inf"):
+        js.symmetry.balance(sym, params, norm=1)
+    own = js.Symmetry.from_action(lambda t, p: p, 1)
+    with pytest.raises(ValueError, match="a user's own action"):
+        js.canonicalize(own, params)
