@@ -357,9 +357,12 @@ def _move(leaf: Array, slot: Slot, act: Any, gains: Array | None = None) -> Arra
     order = (*slot.axes, *rest)
     first = leaf.transpose(order)
     flat = first.reshape(math.prod(first.shape[: len(slot.axes)]), -1)
-    units = flat[slot.where]  # [*copies, size, rest on these axes, all other axes]
+    every = np.array_equal(slot.where.ravel(), np.arange(len(flat)))  # in order: nothing to pick
+    units = flat if every else flat[slot.where]  # [*copies, size, rest on these axes, all other axes]
     moved = act(units.reshape(*slot.where.shape[:-1], -1)).reshape(units.shape)
-    if isinstance(moved, np.ndarray):
+    if every:
+        result = moved.astype(leaf.dtype)
+    elif isinstance(moved, np.ndarray):
         result = flat.copy()
         result[slot.where] = moved
     else:
