@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import datetime
 import json
+import os
 import signal
 import sys
 import tempfile
@@ -92,6 +93,7 @@ def run(arguments: list[str]) -> None:
         print("usage: jaxsym run STUDY --out DIR [--quick] [--overwrite] [options of the study]\n")
         print("`jaxsym list` names the studies; `jaxsym run STUDY --help` shows the options of one.")
         sys.exit(0 if arguments else 2)
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # read when SciPy is loaded: the devices have the cores already
     from jaxsym import studies
 
     name = arguments[0]

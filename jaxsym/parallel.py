@@ -148,6 +148,9 @@ def use_all_cores() -> int:
     os.environ.setdefault(
         "NPROC", str(2 * (os.cpu_count() or 1))
     )  # with one thread a device, XLA's LAPACK calls wait for ever
+    os.environ.setdefault(
+        "OPENBLAS_NUM_THREADS", "1"
+    )  # LAPACK's own threads would fight with the devices for the cores
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
         jax.config.update("jax_num_cpu_devices", cores)

@@ -26,10 +26,12 @@ def panels(num: int, *, width: float = 8.0, height: float = 3.4, columns: int = 
     return figure, axes
 
 
-def bands(ax: Axes, x: Float[np.ndarray, " R"], series: Mapping[str, Float[np.ndarray, "networks R"]]) -> None:
-    """Median over networks as a line, the middle 90 % as a band, one colour a series."""
+def bands(
+    ax: Axes, x: Float[np.ndarray, " R"], series: Mapping[str, Float[np.ndarray, "networks R"]], *, share: float = 0.9
+) -> None:
+    """Median over networks as a line, the middle 90 % (or another share) as a band, one colour a series."""
     for colour, (label, values) in zip(COLOURS, series.items(), strict=False):
-        low, middle, high = np.quantile(values, (0.05, 0.5, 0.95), axis=0)
+        low, middle, high = np.quantile(values, (0.5 - share / 2, 0.5, 0.5 + share / 2), axis=0)
         ax.fill_between(x, low, high, color=colour, alpha=0.2, linewidth=0)
         ax.plot(x, middle, color=colour, label=label)
 

@@ -8,6 +8,8 @@ from pathlib import Path
 import hypothesis
 import pytest
 
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # the workers have the cores already; read when SciPy is loaded
+
 hypothesis.settings.register_profile("jaxsym", deadline=None, derandomize=True, max_examples=15)
 hypothesis.settings.load_profile("jaxsym")
 

@@ -129,6 +129,15 @@ def network_keys(seed: int, num: int) -> Array:
     return jax.vmap(lambda index: jax.random.fold_in(jax.random.key(seed), index))(jnp.arange(num))
 
 
+def listed(names: Sequence[str]) -> str:
+    """Names in a sentence.
+
+    >>> listed(["a", "b", "c"])
+    'a, b and c'
+    """
+    return names[0] if len(names) == 1 else ", ".join(names[:-1]) + " and " + names[-1]
+
+
 def _rows(args: PyTree, first: int, count: int) -> PyTree:
     """``count`` rows from ``first`` on, the last one repeated where there are no more."""
     return jax.tree.map(lambda leaf: leaf[np.minimum(np.arange(first, first + count), leaf.shape[0] - 1)], args)

@@ -7,7 +7,7 @@ import numpy as np
 import xarray as xr
 
 from jaxsym import plots
-from jaxsym.studies.study import Picture, Section, Table
+from jaxsym.studies.study import Picture, Section, Table, listed
 from jaxsym.training.probes import TOLERANCE
 
 
@@ -160,14 +160,14 @@ def _initializers(data: xr.Dataset, summary: Mapping[str, Any]) -> Section:
             f"The same network with Adam for {int(data['adam_step'][-1])} iterations. A unit is what it reads, its column of the kernel"
             " and its bias; units that are equal up to sign count once."
             + (
-                f" From {_listed(stuck)} every network ends with one distinct unit of four"
+                f" From {listed(stuck)} every network ends with one distinct unit of four"
                 if stuck
                 else " No start keeps its units tied"
             )
-            + (f", from {_listed(whole)} with (nearly) four" if whole else "")
-            + (f"; {_listed(between)} end in between." if between else "."),
+            + (f", from {listed(whole)} with (nearly) four" if whole else "")
+            + (f"; {listed(between)} end in between." if between else "."),
             *(
-                [f"From {_listed(same)} all networks are one and the same: these starts leave nothing to chance."]
+                [f"From {listed(same)} all networks are one and the same: these starts leave nothing to chance."]
                 if same
                 else []
             ),
@@ -391,7 +391,3 @@ def _difference(one: np.ndarray, other: np.ndarray) -> str:
     """Difference of two means with its standard error."""
     error = np.sqrt(one.var() / one.size + other.var() / other.size)
     return f"{one.mean() - other.mean():+.4f} ± {error:.4f}"
-
-
-def _listed(names: list[str]) -> str:
-    return names[0] if len(names) == 1 else ", ".join(names[:-1]) + " and " + names[-1]
