@@ -31,19 +31,20 @@ CONTRACTION = 16
 """A contraction of another leaf is tried with up to so many constants."""
 SURPLUS = 1.6
 """Equations an unknown, at least."""
-NOUGHT = 1e-12
+NOUGHT = 3e-12
 """Singular values up to this, of equations and unknowns that are scaled to length 1, are 0: an absolute threshold, for without symmetry the smallest
 are not small, and with nothing but symmetry all are rounding."""
 GAP = 10.0
 """No singular value lies within this factor of the threshold."""
-STRENGTHS = (1.0, 3.0)
+STRENGTHS = (0.5, 1.0, 2.0)
 """Of the perturbation, relative to the size of a leaf, in turn: every nonlinearity is driven through its range."""
-FIRST = 8
+FIRST = 9
 """At so many parameters it is seen how large the gradient of each output usually is, and whether there is any."""
 ROUNDING = 1e-9
 """Entries of a generator up to this are 0."""
-APART = 1e-9
-"""Sines up to this, between two orbits, are 0."""
+APART = 1e-5
+"""Singular values of tangents, and sines between two orbits, up to this are 0: a generator is as exact as rounding is small against the smallest singular value
+that is kept, such as 1e-8 where only an epsilon breaks a symmetry."""
 
 
 class _Term(NamedTuple):
@@ -183,13 +184,14 @@ def lie_algebra(apply: Callable[..., Any], params: PyTree, *inputs: Any, key: Ar
 
         sights = seen()
         first = list(itertools.islice(sights, FIRST))
-        usual = np.median([np.linalg.norm(jacobian, axis=1, keepdims=True) for _, jacobian in first], axis=0)
+        lengths = [np.linalg.norm(jacobian, axis=1, keepdims=True) for _, jacobian in first]
+        usual = [np.median(lengths[i :: len(STRENGTHS)], axis=0) for i in range(len(STRENGTHS))]
         equations: list[np.ndarray] = []
         points: list[dict[str, np.ndarray]] = []
         fewest = max((_points(terms, path, leaf) for path, leaf in function.named(params).items()))
         while sum(map(len, equations)) < SURPLUS * unknowns or len(points) < fewest:
             point, jacobian = first.pop(0) if first else next(sights)
-            told = _told(jacobian, usual)
+            told = _told(jacobian, usual[len(points) % len(STRENGTHS)])
             points.append(point)
             equations.append(told @ _fields(terms, point, function.size))
             if len(points) >= fewest + FIRST and not any(map(len, equations)):
@@ -329,7 +331,7 @@ def _span(vectors: Float[np.ndarray, "dim size"]) -> Float[np.ndarray, "rank siz
     """An orthonormal basis."""
     length = np.linalg.norm(vectors, axis=1, keepdims=True)
     _, values, rows = np.linalg.svd(vectors / np.maximum(length, np.finfo(float).tiny), full_matrices=False)
-    return rows[: _nonzero(values, "the generators at one point", "take other parameters")]
+    return rows[: _nonzero(values, "lie_algebra: the tangents", "take other parameters", APART)]
 
 
 def _echelon(vectors: Float[np.ndarray, "dim unknowns"]) -> Float[np.ndarray, "dim unknowns"]:
