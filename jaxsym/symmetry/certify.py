@@ -162,7 +162,7 @@ class Function:
         self.shapes = [leaf.shape for leaf in leaves]
         self.moving = [i for i, leaf in enumerate(leaves) if jnp.issubdtype(leaf.dtype, jnp.floating)]
         self.size = sum(leaves[i].size for i in self.moving)
-        self.apply = apply
+        self.apply, self.who = apply, who
         if self.size > LARGEST:
             msg = (
                 f"{who}: {self.size} parameters, expected at most {LARGEST}, for the Jacobian is decomposed densely: certify the same"
@@ -209,7 +209,7 @@ class Function:
         ]
         found = np.concatenate(chunks)[: self.size].T
         if not np.isfinite(found).all():
-            msg = "certify: the Jacobian is not finite; choose parameters and inputs at which the function is differentiable."
+            msg = f"{self.who}: the Jacobian is not finite; choose parameters and inputs at which the function is differentiable."
             raise ValueError(msg)
         return found
 
