@@ -204,6 +204,16 @@ def lie_algebra(apply: Callable[..., Any], params: PyTree, *inputs: Any, key: Ar
     return Algebra(len(null), orbit, tuple(_readable(terms, vector) for vector in null), terms)
 
 
+def num_unknowns(params: PyTree) -> int:
+    """How many unknowns :func:`lie_algebra` would solve for: its time grows with their cube.
+
+    >>> num_unknowns({"a": np.ones((3, 4)), "step": np.arange(2)})  # a shift, and a matrix on all twelve entries
+    156
+    """
+    leaves = {path: leaf for path, leaf in tree.leaves(params).items() if np.issubdtype(leaf.dtype, np.floating)}
+    return sum(term.size for term in _terms(leaves))
+
+
 def _points(terms: tuple[_Term, ...], path: str, leaf: np.ndarray) -> int:
     """At how many parameters a leaf must be seen, for what moves it to be told apart."""
     return math.ceil(SURPLUS * sum(term.size for term in terms if term.path == path) / max(leaf.size, 1)) + 1

@@ -142,9 +142,10 @@ def certify(
         on_data = local = 0
         if hidden:
             keys = jax.random.split(key, MORE + max(num - 1, 0))
-            more = [function.jacobian(params, perturbed(other, inputs, 1.0)) for other in keys[:MORE]]
+            move = jax.jit(lambda key, tree: perturbed(key, tree, 1.0))  # compiled once, not operation by operation
+            more = [function.jacobian(params, move(other, inputs)) for other in keys[:MORE]]
             on_data = len(kernel) - (function.size - _kernel(np.concatenate([here, *more]))[0])
-            ranks = [_kernel(function.jacobian(perturbed(other, params, 1.0), inputs))[0] for other in keys[MORE:]]
+            ranks = [_kernel(function.jacobian(move(other, params), inputs))[0] for other in keys[MORE:]]
             local = max([rank, *ranks]) - rank
         rest = _apart(kernel, orbit, hidden)
         directions = jax.vmap(function.back)(jnp.asarray(rest)) if hidden else None
