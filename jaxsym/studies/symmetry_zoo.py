@@ -5,6 +5,7 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import jax
@@ -23,9 +24,10 @@ from jaxsym.symmetry.verify import perturbed
 
 ALL = "all"
 QUICK = "relu,tanh,square,swiglu,tied autoencoder,weight norm"
-OUTPUTS = (2, 400)  # per parameter, and in all, at least: of the Jacobian
+OUTPUTS = (2, 1500)  # per parameter, and in all, at least: of the Jacobian
 SPREAD = 2.0  # of the inputs, relative to those of the catalogue
-POINTS = 6  # parameters at which an architecture is certified, at most
+POINTS = 12  # parameters at which an architecture is certified, at most
+WORKERS = 2  # architectures under way at a time: one compiles while another is traced
 OTHERS = 4  # further parameters at which the nullity is compared, at each of these
 SYMBOLS = {
     "permutation": "S_{}",
@@ -157,11 +159,15 @@ def run(config: Config, progress: Progress) -> xr.Dataset:
     """Discover, verify, certify and compare every architecture; see the attributes of the variables for what they hold."""
     names = chosen(config.architectures)
     families = {name: family for family, members in FAMILIES.items() for name in members}
-    found = []
-    for number, name in enumerate(names):
-        progress(name, number, len(names))
-        began = time.perf_counter()
-        found.append(_row(name, families[name], config)._replace(seconds=time.perf_counter() - began))
+    found: list[Row] = []
+    pool = ThreadPoolExecutor(WORKERS)
+    try:
+        rows = [pool.submit(_row, name, families[name], config) for name in names]
+        for name, row in zip(names, rows, strict=True):
+            progress(name, len(found), len(names))
+            found.append(row.result())
+    finally:
+        pool.shutdown(cancel_futures=True)
     progress(names[-1], len(names), len(names))
     variables = {
         field: (("architecture",), [getattr(row, field) for row in found], {"long_name": MEANING[field]})
@@ -172,6 +178,7 @@ def run(config: Config, progress: Progress) -> xr.Dataset:
 
 def _row(name: str, family: str, config: Config) -> Row:
     """Everything about one architecture."""
+    began = time.perf_counter()
     try:
         architecture = CATALOGUE[name]()
     except ModuleNotFoundError as error:
@@ -194,7 +201,8 @@ def _row(name: str, family: str, config: Config) -> Row:
         tolerance_float32=coarse.tolerance,
     )
     row = _certified(row, architecture, sym, keys[0])
-    return _compared(row, architecture, sym, config, keys[1])
+    row = _compared(row, architecture, sym, config, keys[1])
+    return row._replace(seconds=time.perf_counter() - began)
 
 
 def _certified(row: Row, architecture: Architecture, sym: Symmetry, key: Array) -> Row:
