@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import xarray as xr
 from jaxtyping import Array, PyTree
 
@@ -19,16 +20,17 @@ from jaxsym.studies.study import Progress, Study
 from jaxsym.studies.symmetry_zoo_page import page
 from jaxsym.symmetry import Factor, Symmetry, discover, lie_algebra, verify
 from jaxsym.symmetry.algebra import num_unknowns
-from jaxsym.symmetry.certify import LARGEST, Certificate, certify
-from jaxsym.symmetry.verify import perturbed
+from jaxsym.symmetry.certify import LARGEST, RANK, Function, certify
+from jaxsym.symmetry.verify import perturbed, wide
 
 ALL = "all"
 QUICK = "relu,tanh,square,swiglu,tied autoencoder,weight norm"
 OUTPUTS = (2, 1500)  # per parameter, and in all, at least: of the Jacobian
 SPREAD = 2.0  # of the inputs, relative to those of the catalogue
-POINTS = 12  # parameters at which an architecture is certified, at most
+SMALL = 100  # parameters
+POINTS = (48, 8)  # at which kernels are compared where some of it is hidden: of small architectures, and of others
+STRENGTHS = (1.0, 2.0)  # of the perturbation at the first of them, and at the others: saturation has to be reached
 WORKERS = 2  # architectures under way at a time: one compiles while another is traced
-OTHERS = 4  # further parameters at which the nullity is compared, at each of these
 SYMBOLS = {
     "permutation": "S_{}",
     "sign": "Z_2^{}",
@@ -113,7 +115,6 @@ class Row(NamedTuple):
     orbit: float = math.nan
     hidden: float = math.nan
     on_data: float = math.nan
-    local: float = math.nan
     gap: float = math.nan
     points: float = math.nan
     hidden_in: str = ""
@@ -141,9 +142,8 @@ MEANING = {
     "orbit": "dimension of the orbit there",
     "hidden": "kernel less orbit",
     "on_data": "further kernel that these inputs alone have, at these parameters",
-    "local": "further kernel that these parameters alone have, on these inputs",
     "gap": "smallest kept singular value over the largest dropped one",
-    "points": "random parameters that were certified until one was generic",
+    "points": "random parameters of which those with the smallest kernel were taken",
     "hidden_in": "leaves that hidden directions lie in, with their share of the dimensions",
     "not_certified": "why there is no kernel; empty where there is",
     "unknowns": "of the linear system of the black-box Lie algebra",
@@ -206,43 +206,46 @@ def _row(name: str, family: str, config: Config) -> Row:
 
 
 def _certified(row: Row, architecture: Architecture, sym: Symmetry, key: Array) -> Row:
-    """The kernel at the most generic of a few parameters: the first at which nothing of it is the inputs' or the parameters' doing."""
+    """The kernel at random parameters, or at the most generic of a few where some of it is hidden at the first."""
     if row.parameters > LARGEST:
         return row._replace(not_certified=f"too large: {row.parameters} parameters, at most {LARGEST}")
-    inputs_key, points_key, others_key = jax.random.split(key, 3)
+    inputs_key, points_key = jax.random.split(key)
     apply, inputs = many(architecture, inputs_key)
-    move = jax.jit(lambda key: perturbed(key, architecture.params, 1.0))
-    best, said = None, ""
-    for number in range(POINTS):
-        params = move(jax.random.fold_in(points_key, number))
-        try:
-            found = certify(apply, sym, params, *inputs, num=1 + OTHERS, key=others_key)
-        except ValueError as error:
-            said = said or str(error)
-            continue
-        if best is None or _kernel(found) < _kernel(best):
-            best = found
-        if max(found.on_data, found.local) == 0 or _kernel(found) == found.orbit_dim:
-            break
-    if best is None:
-        return row._replace(not_certified=said, points=POINTS)
-    shares = sorted(best.shares.items(), key=lambda pair: -pair[1])
-    hidden = _kernel(best) - best.orbit_dim
+    keys = jax.random.split(points_key, POINTS[row.parameters > SMALL])
+    move = jax.jit(lambda key, strength: perturbed(key, architecture.params, strength), static_argnums=1)
+    first, tried = move(keys[0], STRENGTHS[0]), 1
+    try:
+        found = certify(apply, sym, first, *inputs)
+        if found.hidden:
+            points, tried = [first, *(move(key, STRENGTHS[1]) for key in keys[1:])], len(keys)
+            found = certify(apply, sym, _most_generic(apply, points, inputs), *inputs)
+    except ValueError as error:
+        return row._replace(not_certified=str(error), points=tried)
+    shares = sorted(found.shares.items(), key=lambda pair: -pair[1])
+    hidden = found.hidden - found.on_data
     return row._replace(
-        kernel=_kernel(best),
-        orbit=best.orbit_dim,
+        kernel=found.nullity - found.on_data,
+        orbit=found.orbit_dim,
         hidden=hidden,
-        on_data=best.on_data,
-        local=best.local,
-        gap=best.gap,
-        points=number + 1,
+        on_data=found.on_data,
+        gap=found.gap,
+        points=tried,
         hidden_in=", ".join(f"{path} {share:.2f}" for path, share in shares if share > 5e-3) if hidden else "",
     )
 
 
-def _kernel(found: Certificate) -> int:
-    """Of the Jacobian at generic parameters and inputs, at most: either of two ways to make them more generic shows an upper bound."""
-    return found.nullity - max(found.on_data, found.local)
+def _most_generic(apply: Callable[..., Any], points: list[PyTree], inputs: tuple[Any, ...]) -> PyTree:
+    """The point of the largest rank: a ReLU that is dead or always on elsewhere is not here."""
+    with jax.enable_x64(True), jax.default_matmul_precision("highest"):
+        inputs = wide(inputs)
+        function = Function(apply, wide(points[0]))
+        ranks = []
+        for point in points:
+            jacobian = function.jacobian(wide(point), inputs)
+            length = np.linalg.norm(jacobian, axis=1, keepdims=True)
+            triangle = np.linalg.qr(jacobian / np.where(length > 0, length, 1), mode="r")
+            ranks.append(np.linalg.matrix_rank(triangle, rtol=RANK))
+    return points[int(np.argmax(ranks))]
 
 
 def many(architecture: Architecture, key: Array) -> tuple[Callable[..., Any], tuple[Any, ...]]:
