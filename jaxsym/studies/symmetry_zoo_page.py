@@ -17,6 +17,7 @@ from jaxsym.symmetry.group import readable
 
 LOW, HIGH = str.maketrans("0123456789+", "₀₁₂₃₄₅₆₇₈₉₊"), str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
 LONGEST = 15  # digits of an order that are shown
+LEAVES = 4  # of those with hidden directions, at most
 FLOOR = 1e-17  # what a residual of 0 is drawn at
 PRECISIONS = ("float64", "float32")
 
@@ -138,6 +139,13 @@ def _named(ax: Axes, data: xr.Dataset) -> None:
         ax.axhline(i + 0.5, color="#c8ccd2", linewidth=0.6)
 
 
+def _legend(figure: Figure, axes: Sequence[Axes], columns: int) -> None:
+    """One for all panels, above them."""
+    figure.legend(
+        *axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=columns, frameon=False, fontsize=8
+    )
+
+
 def _kernels(data: xr.Dataset, summary: Mapping[str, Any]) -> Section:
     certified = data.isel(architecture=data["kernel"].notnull().values)
     figure, axes, parts = _columns(certified.sizes["architecture"])
@@ -153,12 +161,12 @@ def _kernels(data: xr.Dataset, summary: Mapping[str, Any]) -> Section:
             ax.annotate(said, (kernel, i), (3, 0), textcoords="offset points", va="center", fontsize=7)
         ax.set(xlabel="directions that change no output", xlim=(0, 1.12 * longest))
         _named(ax, own)
-    plots.legend(axes[0], loc="lower right")
+    _legend(figure, axes, 2)
     kernel, hidden, parameters = (summary[name] for name in ("kernel", "hidden", "parameters"))
-    number = certified.sizes["architecture"]
+    number, flat = certified.sizes["architecture"], int((certified["kernel"] == 0).sum())
     sentences = [
         f"Of the {parameters} parameters of all architectures together, {kernel} directions change no output, and the groups explain {kernel - hidden} of"
-        f" them. {int((certified['kernel'] == 0).sum())} of {number} architectures have no such direction at all: their groups are finite, but for phases.",
+        f" them. {flat} of {number} architectures {'has' if flat == 1 else 'have'} no such direction at all: no continuous symmetry.",
         "Kernels are those of the outputs over many random inputs, in float64, with a gap in the singular values. A direction that these inputs alone, or these"
         " parameters alone, leave flat (behind a unit that is dead there, for instance) is no symmetry and is not counted.",
     ]
@@ -172,11 +180,11 @@ def _kernels(data: xr.Dataset, summary: Mapping[str, Any]) -> Section:
         (
             str(name),
             *(_whole(hiding[field].sel(architecture=name)) for field in ("kernel", "orbit", "hidden", "missing")),
-            str(hiding["hidden_in"].sel(architecture=name).item()),
+            ", ".join(str(hiding["hidden_in"].sel(architecture=name).item()).split(", ")[:LEAVES]),
         )
         for name in hiding["architecture"].values
     ]
-    header = ("incomplete", "kernel", "orbit", "hidden", "seen by the black box", "dimensions by leaf")
+    header = ("incomplete", "kernel", "orbit", "hidden", "seen by the black box", "dimensions by leaf, the largest")
     tables = [Table(header, rows, "What the groups do not explain, and in which leaves it lies.")] if rows else []
     return Section(
         "The kernel, and what of it the group explains",
@@ -239,12 +247,11 @@ def _residuals(data: xr.Dataset, summary: Mapping[str, Any]) -> Section:
             )
         ax.set(xscale="log", xlabel="relative change of the outputs")
         _named(ax, own)
-    if axes:
-        plots.legend(axes[0], loc="upper center")
+    _legend(figure, axes, 4)
     above = summary["residuals_above_tolerance"]
     sentences = [
         "Random elements of every factor act on random parameters, and the outputs are compared. "
-        + (f"{above} residuals are above their tolerance." if above else "Every residual is below its tolerance.")
+        + (f"Residuals above their tolerance: {above}." if above else "Every residual is below its tolerance.")
     ]
     for precision in PRECISIONS:
         worst = measured[f"residual_{precision}"]
