@@ -18,21 +18,10 @@ from rich.table import Table
 
 import jaxsym as js
 from jaxsym.catalogue import find
+from jaxsym.studies.symmetry_zoo import written
 from jaxsym.symmetry.group import readable
 from tests.symmetry.networks import BUILDERS, Network
 from tests.symmetry.wrong import WRONG
-
-SHORT = {"permutation": "S", "sign": "Z2^", "scaling": "R+^", "general_linear": "GL", "orthogonal": "O", "phase": "Z^"}
-SHORT |= {"translation": "R^"}
-
-
-def written(factors: dict[tuple[str, int, int], int]) -> str:
-    """The factors as groups: ``S5``, ``GL3`` of two heads as ``GL3 x2``."""
-    parts = []
-    for (kind, size, copies), times in factors.items():
-        name = f"{SHORT[kind]}{size}" + (f" x{copies}" if copies > 1 else "")
-        parts.append(name if times == 1 else f"{times} ({name})")
-    return ", ".join(parts) or "none"
 
 
 def row(name: str, network: Network) -> tuple[tuple[str, ...], bool]:
@@ -45,7 +34,7 @@ def row(name: str, network: Network) -> tuple[tuple[str, ...], bool]:
     fine, coarse = (js.verify(apply, sym, params, *inputs, precision=p) for p in ("float64", "float32"))
     good = counted == expected and fine.ok and coarse.ok and sym.verified
     residuals = [f"{v.residual:.1e}" for v in (fine, coarse)]
-    figures = (written(counted), readable(sym.order), str(sym.dim), *residuals, f"{seconds:.1f}")
+    figures = (written(sym.factors), readable(sym.order), str(sym.dim), *residuals, f"{seconds:.1f}")
     return (name, *figures, "ok" if good else "[red]FAILED[/]"), good
 
 

@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import math
+import shlex
 import warnings
 from collections.abc import Mapping
 from importlib import resources
@@ -85,8 +86,15 @@ def study_of(dataset: xr.Dataset, directory: Path) -> tuple[str, Study]:
 def _command(name: str, study: Study, config: Mapping[str, Any]) -> str:
     """The command that makes this run again: every option that differs from its default."""
     changed = {key: value for key, value in config.items() if getattr(study.config, key, None) != value}
-    options = "".join(f" --{key.replace('_', '-')} {value}" for key, value in changed.items())
+    options = "".join(f" {_option(key.replace('_', '-'), value)}" for key, value in changed.items())
     return f"jaxsym run {name} --out runs/{name}{options}"
+
+
+def _option(key: str, value: Any) -> str:
+    """One option as a shell wants it."""
+    if isinstance(value, bool):
+        return f"--{key}" if value else f"--no-{key}"
+    return f"--{key} {shlex.quote(str(value))}"
 
 
 def _save(picture: Picture, folder: Path) -> str:

@@ -1,79 +1,153 @@
 """The Lie algebra of a small network from its derivatives alone: an oracle for discovery that has never seen a jaxpr.
 
-Unknown are constant generators: a matrix on every axis of every leaf and on every two neighbouring axes taken as one, a shift of every leaf, and a leaf
-moved by a constant contraction of another. A combination ``xi`` of them is a symmetry when ``J(theta) xi(theta) = 0`` for all parameters; at enough random ones
+Unknown are constant generators: a matrix on every axis of every leaf and on groups of its axes taken as one, a shift of every leaf, and a leaf moved by a
+constant contraction of another. A combination ``xi`` of them is a symmetry when ``J(theta) xi(theta) = 0`` for all parameters and inputs; at enough random ones
 that is a linear system with more equations than unknowns, and its null space is the algebra.
 """
 
 import dataclasses
-import functools
+import itertools
 import math
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+import scipy.linalg
 from jaxtyping import Array, Float, PyTree
 
+from jaxsym import tree
 from jaxsym.symmetry.certify import Function
-from jaxsym.symmetry.checks import checked, expect_values
+from jaxsym.symmetry.checks import checked, expect_group, expect_values
+from jaxsym.symmetry.group import Symmetry
 from jaxsym.symmetry.verify import perturbed, wide
 
 LARGEST = 3000
 """Unknowns, at most."""
+GROUPS = {2: 8}
+"""A matrix on several axes of a leaf of so many is tried up to this size, and otherwise up to ``GROUP``: heads times units of a head."""
+GROUP = 12
+CONTRACTION = 16
+"""A contraction of another leaf is tried with up to so many constants."""
 SURPLUS = 1.6
 """Equations an unknown, at least."""
-NOUGHT = 1e-9
+NOUGHT = 3e-12
 """Singular values up to this, of equations and unknowns that are scaled to length 1, are 0: an absolute threshold, for without symmetry the smallest
 are not small, and with nothing but symmetry all are rounding."""
+GAP = 10.0
+"""No singular value lies within this factor of the threshold."""
+STRENGTHS = (0.5, 1.0, 2.0)
+"""Of the perturbation, relative to the size of a leaf, in turn: every nonlinearity is driven through its range."""
+FIRST = 9
+"""At so many parameters it is seen how large the gradient of each output usually is, and whether there is any."""
+ROUNDING = 1e-9
+"""Entries of a generator up to this are 0."""
+APART = 1e-5
+"""Singular values of tangents, and sines between two orbits, up to this are 0: a generator is as exact as rounding is small against the smallest singular value
+that is kept, such as 1e-8 where only an epsilon breaks a symmetry."""
+
+
+class _Term(NamedTuple):
+    """One block of unknowns, ``[*rest of the leaf, *rest of the source]``: the leaf is moved by their contraction with the source.
+
+    Without a source it is shifted by them.
+    """
+
+    name: str
+    path: str
+    shape: tuple[int, ...]
+    source: str | None = None
+    shared: tuple[tuple[int, int], ...] = ()
+    """Axes of the leaf and of the source that run together."""
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+    def field(self, leaves: dict[str, np.ndarray]) -> Float[np.ndarray, "unknowns leaf"]:
+        """How each unknown moves the leaf."""
+        leaf = leaves[self.path]
+        if self.source is None:
+            return np.eye(leaf.size)
+        source = leaves[self.source]
+        mine, its = ([pair[i] for pair in self.shared] for i in (0, 1))
+        rest, contracted = _others(leaf.ndim, mine), _others(source.ndim, its)
+        given = source.transpose((*contracted, *its)).reshape(math.prod(source.shape[i] for i in contracted), -1)
+        number = math.prod(leaf.shape[i] for i in rest)
+        field = np.einsum("ij,sc->isjc", np.eye(number), given)
+        order = [*rest, *mine]
+        field = field.reshape(self.size, *(leaf.shape[i] for i in order))
+        return field.transpose([0, *(1 + order.index(i) for i in range(leaf.ndim))]).reshape(self.size, -1)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Algebra:
-    """The algebra of symmetries with constant generators.
+    """The symmetries with constant generators.
 
     Attributes
     ----------
     dim
-        Its dimension: of the generators as vector fields, so that two matrices that move the parameters alike count once.
+        Dimension of the generators as vector fields: two matrices that move all parameters alike count once, but a translation that may be
+        multiplied by a parameter counts again.
     orbit_dim
-        Dimension of the orbit at generic parameters.
+        Dimension of the orbit at generic parameters: that of :func:`jaxsym.discover`'s group, where its generators are constant.
     generators
-        A basis, each a dict: ``"path axis 1"``, ``"path axes 1-2"``: the matrix ``[n, n]`` that moves it; ``"path shift"``: how it is shifted;
-        ``"path by other"``: the constants that other is contracted with. Terms that are 0 are left out.
+        A basis, each a dict: ``"path axis 1"``, ``"path axes 1,2"``: the matrix ``[n, n]`` that moves it; ``"path shift"``: how it is shifted;
+        ``"path axes 0 by other axes 1"``: the matrix that takes these axes of the other to those of this leaf. Terms that are 0 are left out.
     """
 
     dim: int
     orbit_dim: int
     generators: tuple[dict[str, Float[np.ndarray, "..."]], ...]
+    terms: tuple[_Term, ...] = dataclasses.field(repr=False)
 
+    def tangents(self, params: PyTree) -> PyTree:
+        """The generators at ``params``: a pytree like it, leaves ``[dim, *leaf]``; in float64 on the host."""
+        leaves = {path: np.asarray(leaf) for path, leaf in tree.leaves(params).items()}
+        moved = {path: np.zeros((self.dim, leaf.size)) for path, leaf in leaves.items()}
+        for term in self.terms:
+            known = [generator.get(term.name, np.zeros(term.shape)) for generator in self.generators]
+            if any(part.any() for part in known):
+                moved[term.path] += np.reshape(known, (self.dim, term.size)) @ term.field(leaves)
+        found = [moved[path].reshape(self.dim, *leaf.shape) for path, leaf in leaves.items()]
+        return jax.tree.unflatten(jax.tree.structure(params), found)
 
-class _Term(NamedTuple):
-    """One block of unknowns: its name, the shape of them, and what they do, ``field(leaves) -> [*shape, *leaf]``."""
+    def beyond(self, sym: Symmetry, params: PyTree, key: Array | None = None) -> int:
+        """How many directions of this algebra's orbit are not in the orbit of ``sym``, at random parameters near ``params``.
 
-    name: str
-    path: str
-    shape: tuple[int, ...]
-    field: Callable[[dict[str, np.ndarray]], np.ndarray]
+        0 when discovery found all that this oracle sees: orbits are compared, not generators, for a translation with coefficients that depend on the
+        parameters moves along the same orbit as one with constants.
+        """
+        expect_group(sym, "beyond")
+        expect_values(params, (), "beyond")
+        with jax.enable_x64(True):
+            point = perturbed(jax.random.key(1) if key is None else key, wide(params), 1.0)
+            known = _span(_rows(jax.jit(sym.tangents)(point), point, sym.dim))
+        found = _span(_rows(self.tangents(point), point, self.dim))
+        sines = np.linalg.svd(found - found @ known.T @ known, compute_uv=False)
+        return _nonzero(sines, "beyond: the sines between the orbits", "take other parameters", APART)
 
 
 def lie_algebra(apply: Callable[..., Any], params: PyTree, *inputs: Any, key: Array | None = None) -> Algebra:
-    """Find all symmetries of a small network whose generators are constant, from its Jacobian at random parameters.
+    """Find all symmetries of a small network whose generators are constant, from its Jacobian at random parameters and inputs.
 
-    Runs in float64 on the host. Sees scalings, changes of basis, rotations and translations by constants and by contractions of one leaf; neither discrete
-    symmetries nor those whose coefficients are nonlinear in the parameters (frames of gains).
+    Runs in float64 on the host and knows no jaxpr. Sees scalings, changes of basis, rotations and translations by constants or by constant contractions of
+    one leaf. Out of its reach are discrete symmetries and those whose coefficients are nonlinear in the parameters: rotations in the frame of a norm's gains,
+    translations that a quotient or a product of leaves takes up, shifts of what reads a normalised stream. What
+    no output depends on is moved freely.
 
     Parameters
     ----------
     apply, params, inputs
-        As for :func:`jaxsym.discover`, with arrays as leaves; many inputs, at which all outputs are differentiable.
+        As for :func:`jaxsym.discover`, with arrays as leaves. Parameters and floating inputs are drawn afresh around the given ones; integers and keys stay,
+        so give all tokens that there are.
     key
-        Of the random parameters; a fixed one when None.
+        Of the random parameters and inputs; a fixed one when None.
 
     Raises
     ------
     TypeError, ValueError
-        If :func:`jaxsym.discover` would refuse them, or there are more than 3000 unknowns.
+        If :func:`jaxsym.discover` would refuse them, there are more than 3000 unknowns, or no clean gap in the singular values.
 
     Notes
     -----
@@ -82,9 +156,11 @@ def lie_algebra(apply: Callable[..., Any], params: PyTree, *inputs: Any, key: Ar
     Examples
     --------
     >>> import jax, jaxsym as js
-    >>> net, x = js.models.MLP((4, 2), "relu"), jax.random.normal(jax.random.key(0), (60, 3))
-    >>> lie_algebra(net.apply, net.init(jax.random.key(1), x), x).dim  # one rescaling a unit
-    4
+    >>> net, x = js.models.MLP((4, 2), "relu"), jax.random.normal(jax.random.key(0), (9, 3))
+    >>> params = net.init(jax.random.key(1), x)
+    >>> found = lie_algebra(net.apply, params, x)
+    >>> found.dim, found.beyond(js.discover(net.apply, params, x), params)  # one rescaling a unit
+    (4, 0)
     """
     checked(apply, params, inputs, "lie_algebra")
     expect_values(params, inputs, "lie_algebra")
@@ -92,123 +168,199 @@ def lie_algebra(apply: Callable[..., Any], params: PyTree, *inputs: Any, key: Ar
     with jax.enable_x64(True), jax.default_matmul_precision("highest"):
         params, inputs = wide(params), wide(tuple(inputs))
         function = Function(apply, params, "lie_algebra")
-        terms = list(_terms(function.named(params)))
-        unknowns = sum(math.prod(term.shape) for term in terms)
+        terms = tuple(_terms(function.named(params)))
+        unknowns = sum(term.size for term in terms)
         if unknowns > LARGEST:
             msg = f"lie_algebra: {unknowns} unknowns, expected at most {LARGEST}: take smaller widths."
             raise ValueError(msg)
+        if not unknowns:
+            return Algebra(0, 0, (), ())
+        draw = jax.jit(lambda key, strength: perturbed(key, (params, inputs), strength), static_argnums=1)
+
+        def seen() -> Iterator[tuple[dict[str, np.ndarray], np.ndarray]]:
+            for number in itertools.count():
+                point, given = draw(jax.random.fold_in(key, number), STRENGTHS[number % len(STRENGTHS)])
+                yield function.named(point), function.jacobian(point, given)
+
+        sights = seen()
+        first = list(itertools.islice(sights, FIRST))
+        lengths = [np.linalg.norm(jacobian, axis=1, keepdims=True) for _, jacobian in first]
+        usual = [np.median(lengths[i :: len(STRENGTHS)], axis=0) for i in range(len(STRENGTHS))]
         equations: list[np.ndarray] = []
-        fields: list[np.ndarray] = []
-        while sum(map(len, equations)) < SURPLUS * unknowns or len(fields) < 3:
-            key, own = jax.random.split(key)
-            point = perturbed(own, params, 1.0)
-            fields.append(_fields(terms, function.named(point), function.size))
-            equations.append(_compressed(function.jacobian(point, inputs)) @ fields[-1])
-            if not equations[-1].any():
-                break
-    if not unknowns:
-        return Algebra(0, 0, ())
-    scale = np.maximum(np.linalg.norm(np.concatenate(fields), axis=0), np.finfo(float).tiny)
-    null = _null(np.concatenate(equations) / scale) / scale
-    moved = np.concatenate(fields) @ null.T  # [parameters of all points, null]
-    kept = _independent(moved)
-    orbit = np.linalg.matrix_rank(fields[0] @ null[kept].T, tol=1e-8) if len(kept) else 0
-    return Algebra(len(kept), int(orbit), tuple(_readable(terms, null[i]) for i in kept))
+        points: list[dict[str, np.ndarray]] = []
+        fewest = max((_points(terms, path, leaf) for path, leaf in function.named(params).items()))
+        while sum(map(len, equations)) < SURPLUS * unknowns or len(points) < fewest:
+            point, jacobian = first.pop(0) if first else next(sights)
+            told = _told(jacobian, usual[len(points) % len(STRENGTHS)])
+            points.append(point)
+            equations.append(told @ _fields(terms, point, function.size))
+            if len(points) >= fewest + FIRST and not any(map(len, equations)):
+                break  # nothing moves the outputs
+    scale, kept = _independent(terms, points)
+    found = _null(np.concatenate(equations)[:, kept] / scale[kept]) / scale[kept]
+    null = np.zeros((len(found), unknowns))
+    null[:, kept] = _echelon(found)
+    orbit = len(_span(null @ _fields(terms, points[0], function.size).T))
+    return Algebra(len(null), orbit, tuple(_readable(terms, vector) for vector in null), terms)
+
+
+def num_unknowns(params: PyTree) -> int:
+    """How many unknowns :func:`lie_algebra` would solve for: its time grows with their cube.
+
+    >>> num_unknowns({"a": np.ones((3, 4)), "step": np.arange(2)})  # a shift, and a matrix on all twelve entries
+    156
+    """
+    leaves = {path: leaf for path, leaf in tree.leaves(params).items() if np.issubdtype(leaf.dtype, np.floating)}
+    return sum(term.size for term in _terms(leaves))
+
+
+def _points(terms: tuple[_Term, ...], path: str, leaf: np.ndarray) -> int:
+    """At how many parameters a leaf must be seen, for what moves it to be told apart."""
+    return math.ceil(SURPLUS * sum(term.size for term in terms if term.path == path) / max(leaf.size, 1)) + 1
 
 
 def _terms(leaves: dict[str, np.ndarray]) -> Iterator[_Term]:
     for path, leaf in leaves.items():
-        yield _Term(f"{path} shift", path, leaf.shape, functools.partial(_shifts, path=path))
-        rank = leaf.ndim
-        groups = [(i, i + 1) for i in range(rank)] + [(i, i + 2) for i in range(rank - 1) if rank > 2]
-        for start, stop in groups:
-            size = math.prod(leaf.shape[start:stop])
-            name = f"{path} axis {start}" if stop == start + 1 else f"{path} axes {start}-{stop - 1}"
-            yield _Term(name, path, (size, size), functools.partial(_matrices, path=path, start=start, stop=stop))
+        if not leaf.size:
+            continue
+        yield _Term(f"{path} shift", path, leaf.shape)
+        groups = _groups(leaf.shape)
+        for axes in groups:
+            size = math.prod(leaf.shape[i] for i in axes)
+            shared = tuple((i, i) for i in _others(leaf.ndim, axes))
+            yield _Term(f"{path} {_named(axes)}", path, (size, size), path, shared)
         for other, source in leaves.items():
-            for axes in _inside(leaf.shape, source.shape) if other != path else ():
-                rest = tuple(size for i, size in enumerate(source.shape) if i not in axes)
-                yield _Term(f"{path} by {other}", path, rest, functools.partial(_contractions, path=other, axes=axes))
+            if other != path and source.size and leaf.ndim <= 2:
+                yield from _contractions(path, leaf.shape, other, source.shape)
 
 
-def _shifts(leaves: dict[str, np.ndarray], path: str) -> np.ndarray:
-    leaf = leaves[path]
-    return np.eye(leaf.size).reshape(*leaf.shape, *leaf.shape)
+def _groups(shape: tuple[int, ...]) -> list[tuple[int, ...]]:
+    """Every axis, and the groups of axes of up to 12 entries; none that is part of another."""
+    found: list[tuple[int, ...]] = []
+    for number in range(len(shape), -1, -1):
+        for axes in itertools.combinations(range(len(shape)), number):
+            size = math.prod(shape[i] for i in axes)
+            if (size <= GROUPS.get(len(shape), GROUP) or number == 1) and not any(
+                set(axes) <= set(larger) for larger in found
+            ):
+                found.append(axes)
+    return found
 
 
-def _matrices(leaves: dict[str, np.ndarray], path: str, start: int, stop: int) -> np.ndarray:
-    """``field[i, j]``: what stands at j on these axes goes to i."""
-    leaf = leaves[path]
-    size = math.prod(leaf.shape[start:stop])
-    before = leaf.reshape(math.prod(leaf.shape[:start]), size, -1)
-    field = np.zeros((size, size, *before.shape))
-    for i in range(size):
-        field[i, :, :, i] = before.swapaxes(0, 1)
-    return field.reshape(size, size, *leaf.shape)
+def _contractions(path: str, shape: tuple[int, ...], other: str, source: tuple[int, ...]) -> Iterator[_Term]:
+    """With the fewest axes running together that leave few enough constants."""
+    found: list[tuple[tuple[int, int], ...]] = []
+    for number in range(min(len(shape), len(source)) + 1):
+        for mine in itertools.combinations(range(len(shape)), number):
+            for its in itertools.combinations(range(len(source)), number):
+                shared = tuple(zip(mine, its, strict=True))
+                rest, contracted = _others(len(shape), mine), _others(len(source), its)
+                constants = (math.prod(shape[i] for i in rest), math.prod(source[i] for i in contracted))
+                fits = all(shape[i] == source[j] for i, j in shared) and math.prod(constants) <= CONTRACTION
+                if fits and not any(set(fewer) <= set(shared) for fewer in found):
+                    found.append(shared)
+                    name = f"{path} {_named(rest)} by {other} {_named(contracted)}"
+                    yield _Term(name, path, constants, other, shared)
 
 
-def _contractions(leaves: dict[str, np.ndarray], path: str, axes: tuple[int, ...]) -> np.ndarray:
-    """``field[rest]``: the entry of the source at ``rest``, on the axes that stay."""
-    source = leaves[path]
-    rest = [i for i in range(source.ndim) if i not in axes]
-    return source.transpose((*rest, *axes))
+def _others(ndim: int, axes: Any) -> list[int]:
+    return [i for i in range(ndim) if i not in axes]
 
 
-def _inside(shape: tuple[int, ...], source: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
-    """The axes of the source that make this shape, in order, with at least one left over."""
-    if len(source) <= len(shape) or not shape:
-        return
-    found: list[tuple[int, ...]] = [()]
-    for size in shape:
-        found = [(*own, i) for own in found for i in range(own[-1] + 1 if own else 0, len(source)) if source[i] == size]
-    yield from found
+def _named(axes: Any) -> str:
+    return f"{'axis' if len(axes) == 1 else 'axes'} {','.join(map(str, axes)) or 'none'}"
 
 
-def _fields(terms: list[_Term], leaves: dict[str, np.ndarray], size: int) -> Float[np.ndarray, "size unknowns"]:
+def _fields(terms: tuple[_Term, ...], leaves: dict[str, np.ndarray], size: int) -> Float[np.ndarray, "size unknowns"]:
     """All generators as vectors at one point."""
-    offsets = dict(zip(leaves, np.cumsum([0, *(leaf.size for leaf in leaves.values())]), strict=False))
-    columns = []
+    ends = dict(zip(leaves, np.cumsum([leaf.size for leaf in leaves.values()]), strict=True))
+    found = np.zeros((size, sum(term.size for term in terms)))
+    start = 0
     for term in terms:
-        field = term.field(leaves).reshape(math.prod(term.shape), -1)
-        column = np.zeros((size, len(field)))
-        column[offsets[term.path] : offsets[term.path] + field.shape[1]] = field.T
-        columns.append(column)
-    return np.concatenate(columns, axis=1)
+        end = ends[term.path]
+        found[end - leaves[term.path].size : end, start : start + term.size] = term.field(leaves).T
+        start += term.size
+    return found
 
 
-def _compressed(jacobian: Float[np.ndarray, "outputs size"]) -> Float[np.ndarray, "rows size"]:
-    """As many equations as say the same, of length 1."""
-    rows = np.linalg.qr(jacobian, mode="r") if len(jacobian) > jacobian.shape[1] else jacobian
-    length = np.linalg.norm(rows, axis=1, keepdims=True)
-    return (rows / np.maximum(length, np.finfo(float).tiny))[length[:, 0] > 1e-12 * length.max(initial=0)]
+def _told(
+    jacobian: Float[np.ndarray, "outputs size"], usual: Float[np.ndarray, "outputs 1"]
+) -> Float[np.ndarray, "rows size"]:
+    """The equations that this point gives, in as few rows.
+
+    In units of what each output's gradient usually is: one that is small here, behind saturated units, is not more than rounding, and is not magnified.
+    """
+    length = np.maximum(np.linalg.norm(jacobian, axis=1, keepdims=True), usual)
+    _, values, vectors = np.linalg.svd(jacobian / np.where(length > 0, length, 1), full_matrices=False)
+    kept = values > 1e-14
+    return values[kept, None] * vectors[kept]
+
+
+def _independent(terms: tuple[_Term, ...], points: list[dict[str, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+    """The length of each unknown's field, and which of them move the parameters differently."""
+    scales, kept, start = [], [], 0
+    for path, own in itertools.groupby(terms, key=lambda term: term.path):
+        block = list(own)
+        some = points[: _points(terms, path, points[0][path])]
+        moved = np.concatenate([np.concatenate([term.field(point) for term in block]).T for point in some])
+        scale = np.linalg.norm(moved, axis=0) / math.sqrt(len(some))
+        triangle, order = scipy.linalg.qr(moved / scale, mode="r", pivoting=True)
+        number = _nonzero(np.abs(np.diag(triangle)), "lie_algebra: the unknowns", "take other widths")
+        scales.append(scale * math.sqrt(len(points)))
+        kept.append(start + np.sort(order[:number]))
+        start += moved.shape[1]
+    return np.concatenate(scales), np.concatenate(kept)
 
 
 def _null(equations: Float[np.ndarray, "rows unknowns"]) -> Float[np.ndarray, "null unknowns"]:
     if len(equations) > equations.shape[1]:
-        equations = np.asarray(np.linalg.qr(equations, mode="r"))
+        equations = scipy.linalg.qr(equations, mode="r")[0][: equations.shape[1]]
     _, values, vectors = np.linalg.svd(equations, full_matrices=True)
-    return vectors[int((values > NOUGHT).sum()) :]
+    return vectors[
+        _nonzero(values, "lie_algebra: the equations", "take other parameters or a function that computes in float64") :
+    ]
 
 
-def _independent(moved: Float[np.ndarray, "rows null"]) -> list[int]:
-    """Columns that are independent as vector fields."""
-    kept: list[int] = []
-    basis = np.zeros((len(moved), 0))
-    for i, column in enumerate(moved.T):
-        rest = column - basis @ (basis.T @ column)
-        rest = rest - basis @ (basis.T @ rest)
-        if np.linalg.norm(rest) > 1e-8 * max(1.0, float(np.linalg.norm(moved, axis=0).max())):
-            basis = np.column_stack([basis, rest / np.linalg.norm(rest)])
-            kept.append(i)
-    return kept
+def _nonzero(values: Float[np.ndarray, " n"], of: str, remedy: str, nought: float = NOUGHT) -> int:
+    """How many singular values are not 0; an error where one is neither."""
+    unclear = values[(values > nought / GAP) & (values < nought * GAP)]
+    if len(unclear):
+        msg = f"{of} have no clean gap: singular values such as {unclear.max():.1e} are neither 0 nor not: {remedy}."
+        raise ValueError(msg)
+    return int((values > nought).sum())
 
 
-def _readable(terms: list[_Term], vector: Float[np.ndarray, " unknowns"]) -> dict[str, Float[np.ndarray, "..."]]:
+def _rows(moved: PyTree, params: PyTree, dim: int) -> Float[np.ndarray, "dim size"]:
+    """Tangents as vectors: the leaves that can move."""
+    pairs = zip(jax.tree.leaves(moved), jax.tree.leaves(params), strict=True)
+    rows = [np.reshape(own, (dim, leaf.size)) for own, leaf in pairs if np.issubdtype(leaf.dtype, np.floating)]
+    return np.concatenate([np.zeros((dim, 0)), *rows], axis=1)
+
+
+def _span(vectors: Float[np.ndarray, "dim size"]) -> Float[np.ndarray, "rank size"]:
+    """An orthonormal basis."""
+    length = np.linalg.norm(vectors, axis=1, keepdims=True)
+    _, values, rows = np.linalg.svd(vectors / np.maximum(length, np.finfo(float).tiny), full_matrices=False)
+    return rows[: _nonzero(values, "lie_algebra: the tangents", "take other parameters", APART)]
+
+
+def _echelon(vectors: Float[np.ndarray, "dim unknowns"]) -> Float[np.ndarray, "dim unknowns"]:
+    """The basis of the same space with most zeros that elimination gives: a rescaling of one unit is one generator."""
+    rows = vectors.copy()
+    for i in range(len(rows)):
+        pivot, column = np.unravel_index(np.abs(rows[i:]).argmax(), rows[i:].shape)
+        rows[[i, i + pivot]] = rows[[i + pivot, i]]
+        rows[i] /= rows[i, column]
+        others = np.arange(len(rows)) != i
+        rows[others] -= np.outer(rows[others, column], rows[i])
+    return np.where(np.abs(rows) < ROUNDING, 0, rows)
+
+
+def _readable(terms: tuple[_Term, ...], vector: Float[np.ndarray, " unknowns"]) -> dict[str, Float[np.ndarray, "..."]]:
     found, start = {}, 0
     for term in terms:
-        size = math.prod(term.shape)
-        part = vector[start : start + size]
-        if np.abs(part).max(initial=0) > 1e-9 * np.abs(vector).max():
+        part = vector[start : start + term.size]
+        if part.any():
             found[term.name] = part.reshape(term.shape)
-        start += size
+        start += term.size
     return found

@@ -142,9 +142,10 @@ def certify(
         on_data = local = 0
         if hidden:
             keys = jax.random.split(key, MORE + max(num - 1, 0))
-            more = [function.jacobian(params, perturbed(other, inputs, 1.0)) for other in keys[:MORE]]
+            move = jax.jit(lambda key, tree: perturbed(key, tree, 1.0))  # compiled once, not operation by operation
+            more = [function.jacobian(params, move(other, inputs)) for other in keys[:MORE]]
             on_data = len(kernel) - (function.size - _kernel(np.concatenate([here, *more]))[0])
-            ranks = [_kernel(function.jacobian(perturbed(other, params, 1.0), inputs))[0] for other in keys[MORE:]]
+            ranks = [_kernel(function.jacobian(move(other, params), inputs))[0] for other in keys[MORE:]]
             local = max([rank, *ranks]) - rank
         rest = _apart(kernel, orbit, hidden)
         directions = jax.vmap(function.back)(jnp.asarray(rest)) if hidden else None
@@ -162,7 +163,7 @@ class Function:
         self.shapes = [leaf.shape for leaf in leaves]
         self.moving = [i for i, leaf in enumerate(leaves) if jnp.issubdtype(leaf.dtype, jnp.floating)]
         self.size = sum(leaves[i].size for i in self.moving)
-        self.apply = apply
+        self.apply, self.who = apply, who
         if self.size > LARGEST:
             msg = (
                 f"{who}: {self.size} parameters, expected at most {LARGEST}, for the Jacobian is decomposed densely: certify the same"
@@ -209,7 +210,7 @@ class Function:
         ]
         found = np.concatenate(chunks)[: self.size].T
         if not np.isfinite(found).all():
-            msg = "certify: the Jacobian is not finite; choose parameters and inputs at which the function is differentiable."
+            msg = f"{self.who}: the Jacobian is not finite; choose parameters and inputs at which the function is differentiable."
             raise ValueError(msg)
         return found
 

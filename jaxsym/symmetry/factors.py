@@ -71,6 +71,8 @@ class Kind(NamedTuple):
     """Number of elements of a finite kind, 1 for a continuous one."""
     exp: Callable[[Any, int], Array] | None
     """The element of given coordinates; None for a finite kind."""
+    first: Callable[[Any, int], Array] | None = None
+    """``exp`` to first order, where that is less to compute."""
     shift: Callable[[Array], Array] | None = None
     """How far an element translates along ``Factor.whole``; None where it never does."""
 
@@ -99,6 +101,10 @@ def _rotate(element: Array, tensor: Array, _: float) -> Array:
         basis = scipy.linalg.helmert(size)
         element = np.swapaxes(basis, 0, 1) @ element @ basis + 1 / size
     return element.astype(tensor.dtype) @ tensor
+
+
+def _matrix(coordinates: Array, size: int) -> Array:
+    return coordinates.reshape(*coordinates.shape[:-1], size, size)
 
 
 def _skew(coordinates: Array, size: int) -> Array:
@@ -175,7 +181,8 @@ CATALOGUE: dict[str, Kind] = {
         act=_matrix_act,
         dim=lambda size: size * size,
         order=lambda size: 1,
-        exp=lambda coordinates, size: _expm(coordinates.reshape(*coordinates.shape[:-1], size, size)),
+        exp=lambda coordinates, size: _expm(_matrix(coordinates, size)),
+        first=lambda coordinates, size: np.eye(size) + _matrix(coordinates, size),
     ),
     "orthogonal": Kind(
         identity=_matrix_identity,
@@ -186,5 +193,6 @@ CATALOGUE: dict[str, Kind] = {
         dim=lambda size: size * (size - 1) // 2,
         order=lambda size: 1,
         exp=lambda coordinates, size: _expm(_skew(coordinates, size)),
+        first=lambda coordinates, size: np.eye(size) + _skew(coordinates, size),
     ),
 }

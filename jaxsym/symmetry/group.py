@@ -115,7 +115,10 @@ class Symmetry:
         if np.shape(coordinates) != (self.dim,):
             msg = f"exp: got coordinates of shape {np.shape(coordinates)}, expected ({self.dim},), the group's dim."
             raise ValueError(msg)
-        coordinates = coordinates if hasattr(coordinates, "reshape") else jnp.asarray(coordinates)
+        return self._exp(coordinates if hasattr(coordinates, "reshape") else jnp.asarray(coordinates))
+
+    def _exp(self, coordinates: Any, *, first: bool = False) -> Element:
+        """To first order alone, if asked for."""
         element: list[Any] = []
         start = 0
         for factor in self.factors:
@@ -126,7 +129,7 @@ class Symmetry:
             each = kind.dim(factor.size)
             size = each * factor.copies
             part = coordinates[start : start + size].reshape(*factor.shape[:-1], each)
-            element.append(kind.exp(part, factor.size))
+            element.append((kind.first if first and kind.first else kind.exp)(part, factor.size))
             start += size
         return tuple(element)
 
@@ -212,7 +215,7 @@ class Symmetry:
 
     def tangents(self, params: PyTree) -> PyTree:
         """The generators at ``params``: a pytree like it, leaves ``[dim, *leaf]``."""
-        moved = lambda coordinates: self.act(self.exp(coordinates), params)  # noqa: E731
+        moved = lambda coordinates: self.act(self._exp(coordinates, first=True), params)  # noqa: E731
         dtype = jnp.result_type(float)
         zero = jnp.zeros(self.dim, dtype)
         return jax.vmap(lambda direction: jax.jvp(moved, (zero,), (direction,))[1])(jnp.eye(self.dim, dtype=dtype))
