@@ -31,6 +31,7 @@ PATIENCE = 60  # seconds, for one program or one of its measures
 LAWS = 1e-6
 SURPLUS = 2  # outputs a parameter, for the Jacobian
 LARGEST = 2000  # rows of inputs, at most
+SMALL = 110  # parameters, for the algebra
 SAVE = 20  # programs
 
 
@@ -147,6 +148,8 @@ def certified(program, sym):
 def compared(program, sym):
     """How many directions the black-box algebra finds that the group has not, or why that was not decided."""
     apply, params, inputs = program.built(14)
+    if sum(leaf.size for leaf in jax.tree.leaves(params)) > SMALL:
+        return "too large"
     try:
         with patience():
             return js.symmetry.lie_algebra(apply, params, *inputs).beyond(sym, params)

@@ -16,12 +16,12 @@ BATCH, STEPS, INPUTS, TOKENS = 5, 4, 3, 7
 OPERATIONS = layers.operations(vars(layers)) | layers.operations(vars(blocks))
 COMMON = ("dense", "layer", "layer", "activation", "residual")
 HEADS = {  # what is left of a program at its end
-    "dense": lambda p, x: dense(p, "out", x, 2),
+    "dense": lambda p, x: dense(p, "out", x, 4),
     "plain": lambda p, x: x,
-    "mean": lambda p, x: dense(p, "out", x.mean(1), 2),
+    "mean": lambda p, x: dense(p, "out", x.mean(1), 4),
     "log softmax": lambda p, x: jax.nn.log_softmax(dense(p, "out", x, 3)),
     "loss": lambda p, x: jnp.square(dense(p, "out", x, 1) - 0.3).mean((1, 2)),
-    "flat": lambda p, x: dense(p, "out", x.reshape(x.shape[0], -1), 2),
+    "flat": lambda p, x: dense(p, "out", x.reshape(x.shape[0], -1), 4),
 }
 
 
