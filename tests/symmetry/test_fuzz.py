@@ -126,7 +126,7 @@ def test_figures_add_up_and_a_run_goes_on(tmp_path, monkeypatch, capsys):
     assert fuzz.main(["--add", str(first), str(second)]) == 1
     said = capsys.readouterr().out
     assert "4 programs" in said
-    assert "1 unsound or fallen, 3 finite, 0% with a group, 1 primitives" in said
+    assert "1 unsound or fallen, 3 finite, 0% with a group, 1 primitives with a rule; without one: none" in said
     assert "certified 2, 100% complete" in said
     assert "more in 1 of {'decided': 1}" in said
     with pytest.raises(ValueError, match="begins with seed 7, not 0"):
