@@ -31,15 +31,15 @@ CONTRACTION = 16
 """A contraction of another leaf is tried with up to so many constants."""
 SURPLUS = 1.6
 """Equations an unknown, at least."""
-NOUGHT = 3e-12
+NOUGHT = 1e-11
 """Singular values up to this, of equations and unknowns that are scaled to length 1, are 0: an absolute threshold, for without symmetry the smallest
 are not small, and with nothing but symmetry all are rounding."""
 GAP = 10.0
 """No singular value lies within this factor of the threshold."""
 STRENGTHS = (0.5, 1.0, 2.0)
 """Of the perturbation, relative to the size of a leaf, in turn: every nonlinearity is driven through its range."""
-FIRST = 9
-"""At so many parameters it is seen how large the gradient of each output usually is, and whether there is any."""
+FRESH = 9
+"""At so many parameters it is seen how large the gradient of each output usually is, and later whether a generator holds at others than it was found at."""
 ROUNDING = 1e-9
 """Entries of a generator up to this are 0."""
 APART = 1e-5
@@ -175,33 +175,44 @@ def lie_algebra(apply: Callable[..., Any], params: PyTree, *inputs: Any, key: Ar
             raise ValueError(msg)
         if not unknowns:
             return Algebra(0, 0, (), ())
-        draw = jax.jit(lambda key, strength: perturbed(key, (params, inputs), strength), static_argnums=1)
-
-        def seen() -> Iterator[tuple[dict[str, np.ndarray], np.ndarray]]:
-            for number in itertools.count():
-                point, given = draw(jax.random.fold_in(key, number), STRENGTHS[number % len(STRENGTHS)])
-                yield function.named(point), function.jacobian(point, given)
-
-        sights = seen()
-        first = list(itertools.islice(sights, FIRST))
-        lengths = [np.linalg.norm(jacobian, axis=1, keepdims=True) for _, jacobian in first]
-        usual = [np.median(lengths[i :: len(STRENGTHS)], axis=0) for i in range(len(STRENGTHS))]
+        sights = _seen(function, terms, params, inputs, key)
         equations: list[np.ndarray] = []
         points: list[dict[str, np.ndarray]] = []
-        fewest = max((_points(terms, path, leaf) for path, leaf in function.named(params).items()))
-        while sum(map(len, equations)) < SURPLUS * unknowns or len(points) < fewest:
-            point, jacobian = first.pop(0) if first else next(sights)
-            told = _told(jacobian, usual[len(points) % len(STRENGTHS)])
+        fewest = max(_points(terms, path, leaf) for path, leaf in function.named(params).items())
+        while len(points) < fewest or (sum(map(len, equations)) < SURPLUS * unknowns and any(map(len, equations))):
+            point, told = next(sights)
             points.append(point)
-            equations.append(told @ _fields(terms, point, function.size))
-            if len(points) >= fewest + FIRST and not any(map(len, equations)):
-                break  # nothing moves the outputs
-    scale, kept = _independent(terms, points)
-    found = _null(np.concatenate(equations)[:, kept] / scale[kept]) / scale[kept]
-    null = np.zeros((len(found), unknowns))
-    null[:, kept] = _echelon(found)
-    orbit = len(_span(null @ _fields(terms, points[0], function.size).T))
-    return Algebra(len(null), orbit, tuple(_readable(terms, vector) for vector in null), terms)
+            equations.append(told)
+        scale, kept = _independent(terms, points)
+        null = _null(np.concatenate(equations)[:, kept] / scale / math.sqrt(len(points)))
+        cut = True
+        while cut and len(null):  # equations may say the same twice: what is left must hold at fresh parameters too
+            told = np.concatenate([rows for _, rows in itertools.islice(sights, FRESH)])
+            rest = _null(told[:, kept] / scale / math.sqrt(FRESH) @ null.T)
+            cut, null = len(rest) < len(null), rest @ null
+    found = np.zeros((len(null), unknowns))
+    found[:, kept] = _echelon(null / scale)
+    orbit = len(_span(found @ _fields(terms, points[0], function.size).T))
+    return Algebra(len(found), orbit, tuple(_readable(terms, vector) for vector in found), terms)
+
+
+def _seen(
+    function: Function, terms: tuple[_Term, ...], params: PyTree, inputs: tuple[Any, ...], key: Array
+) -> Iterator[tuple[dict[str, np.ndarray], Float[np.ndarray, "rows unknowns"]]]:
+    """Random parameters without end, each with the equations that it gives."""
+    draw = jax.jit(lambda key, strength: perturbed(key, (params, inputs), strength), static_argnums=1)
+
+    def sights() -> Iterator[tuple[dict[str, np.ndarray], np.ndarray]]:
+        for number in itertools.count():
+            point, given = draw(jax.random.fold_in(key, number), STRENGTHS[number % len(STRENGTHS)])
+            yield function.named(point), function.jacobian(point, given)
+
+    rest = sights()
+    first = list(itertools.islice(rest, FRESH))
+    lengths = [np.linalg.norm(jacobian, axis=1, keepdims=True) for _, jacobian in first]
+    usual = [np.median(lengths[i :: len(STRENGTHS)], axis=0) for i in range(len(STRENGTHS))]
+    for (point, jacobian), length in zip(itertools.chain(first, rest), itertools.cycle(usual), strict=False):
+        yield point, _told(jacobian, length) @ _fields(terms, point, function.size)
 
 
 def num_unknowns(params: PyTree) -> int:
@@ -297,17 +308,18 @@ def _told(
 
 
 def _independent(terms: tuple[_Term, ...], points: list[dict[str, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
-    """The length of each unknown's field, and which of them move the parameters differently."""
+    """The unknowns that move the parameters differently, and how long their fields usually are."""
     scales, kept, start = [], [], 0
-    for path, own in itertools.groupby(terms, key=lambda term: term.path):
-        block = list(own)
+    for path, grouped in itertools.groupby(terms, key=lambda term: term.path):
+        block = list(grouped)
         some = points[: _points(terms, path, points[0][path])]
         moved = np.concatenate([np.concatenate([term.field(point) for term in block]).T for point in some])
-        scale = np.linalg.norm(moved, axis=0) / math.sqrt(len(some))
+        scale = np.linalg.norm(moved, axis=0)
         triangle, order = scipy.linalg.qr(moved / scale, mode="r", pivoting=True)
         number = _nonzero(np.abs(np.diag(triangle)), "lie_algebra: the unknowns", "take other widths")
-        scales.append(scale * math.sqrt(len(points)))
-        kept.append(start + np.sort(order[:number]))
+        own = np.sort(order[:number])
+        scales.append(scale[own] / math.sqrt(len(some)))
+        kept.append(start + own)
         start += moved.shape[1]
     return np.concatenate(scales), np.concatenate(kept)
 

@@ -19,8 +19,8 @@ class Parameters:
         if self.making and name not in self.known:
             noise = np.random.default_rng([len(self.known), *map(ord, name)]).normal(size=shape)
             value = np.exp(0.3 * noise) if positive else noise * max(shape[:1] or (1,)) ** -0.5
-            self.known[name] = jnp.asarray(value, jnp.float32)
-        return self.known[name]
+            self.known[name] = np.asarray(value, np.float32)  # not of JAX: nothing is computed while they are made
+        return jnp.asarray(self.known[name])
 
 
 ACTIVATIONS = {

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from tests.symmetry import blocks, layers
 from tests.symmetry.layers import Parameters, dense
@@ -16,12 +17,12 @@ BATCH, STEPS, INPUTS, TOKENS = 5, 4, 3, 7
 OPERATIONS = layers.operations(vars(layers)) | layers.operations(vars(blocks))
 COMMON = ("dense", "layer", "layer", "activation", "residual")
 HEADS = {  # what is left of a program at its end
-    "dense": lambda p, x: dense(p, "out", x, 2),
+    "dense": lambda p, x: dense(p, "out", x, 4),
     "plain": lambda p, x: x,
-    "mean": lambda p, x: dense(p, "out", x.mean(1), 2),
+    "mean": lambda p, x: dense(p, "out", x.mean(1), 4),
     "log softmax": lambda p, x: jax.nn.log_softmax(dense(p, "out", x, 3)),
     "loss": lambda p, x: jnp.square(dense(p, "out", x, 1) - 0.3).mean((1, 2)),
-    "flat": lambda p, x: dense(p, "out", x.reshape(x.shape[0], -1), 2),
+    "flat": lambda p, x: dense(p, "out", x.reshape(x.shape[0], -1), 4),
 }
 
 
@@ -42,14 +43,15 @@ class Program(NamedTuple):
     def inputs(self, batch=BATCH):
         """Normal numbers; or tokens, of which every one occurs at every step, if the batch is large enough."""
         if self.embedded:
-            return (jnp.arange(batch)[:, None] + jnp.arange(STEPS) ** 2) % TOKENS
-        return jax.random.normal(jax.random.key(len(self.steps)), (batch, STEPS, INPUTS))
+            return jnp.asarray((np.arange(batch)[:, None] + np.arange(STEPS) ** 2) % TOKENS)
+        return jnp.asarray(np.random.default_rng(len(self.steps)).normal(size=(batch, STEPS, INPUTS)), jnp.float32)
 
     def built(self, batch=BATCH):
         """``(apply, params, inputs)``."""
         made = Parameters()
-        self.run(made, self.inputs())
-        return lambda params, x: self.run(Parameters(params), x), made.known, (self.inputs(batch),)
+        jax.eval_shape(lambda x: self.run(made, x), self.inputs())
+        params = {name: jnp.asarray(leaf) for name, leaf in made.known.items()}
+        return lambda params, x: self.run(Parameters(params), x), params, (self.inputs(batch),)
 
 
 def drawn(seed):
