@@ -103,11 +103,11 @@ def _rotate(element: Array, tensor: Array, _: float) -> Array:
     return element.astype(tensor.dtype) @ tensor
 
 
-def _matrix(coordinates: Array, size: int) -> Array:
+def _matrix(coordinates: Array, size: int) -> Any:
     return coordinates.reshape(*coordinates.shape[:-1], size, size)
 
 
-def _skew(coordinates: Array, size: int) -> Array:
+def _skew(coordinates: Array, size: int) -> Any:
     above = np.zeros((size, size), int)
     above[np.triu_indices(size, 1)] = 1 + np.arange(size * (size - 1) // 2)  # 0: none
     padded = namespace(coordinates).concatenate([coordinates[..., :1] * 0, coordinates], axis=-1)
