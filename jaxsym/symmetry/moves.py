@@ -35,13 +35,23 @@ class Translation:
     def act(self, part: Array, params: Mapping[str, Array]) -> dict[str, Array]:
         """The leaves that move, moved by ``part``, of :attr:`shape`."""
         now = dict(params)
-        own = [other.chart(now) for other in self.frame]
-        for other, coordinate in zip(self.frame, own, strict=True):
-            now |= other.act(-coordinate, now)
+        own: list[Any] = [0.0] * len(self.frame)
+        for _ in range(self._passes):
+            for i, other in enumerate(self.frame):
+                coordinate = other.chart(now)
+                now |= other.act(-coordinate, now)
+                own[i] = own[i] + coordinate
         now |= self._shifted(part, now)
         for other, coordinate in zip(reversed(self.frame), reversed(own), strict=True):
             now |= other.act(coordinate, now)
         return now
+
+    @property
+    def _passes(self) -> int:
+        """How often the frame must be undone in turn: more than once where one of it moves the leaf that another is measured on."""
+        moved = [{path for path, _ in other.moves} for other in self.frame]
+        crossed = any(one.own in paths for i, one in enumerate(self.frame) for j, paths in enumerate(moved) if i != j)
+        return len(self.frame) if crossed else 1
 
     def _coefficients(self, params: Mapping[str, Array]) -> Callable[[Value], Array]:
         known: dict[Value, Array] = {value: params[path] for value, path in self.leaves}
@@ -207,7 +217,14 @@ def commuting(found: Sequence[Translation]) -> list[Translation]:
 
 def framed(one: Translation, others: Sequence[Translation]) -> Translation:
     """A translation, or what a sign leaves to be taken up, in a frame in which it commutes with all others."""
-    return dataclasses.replace(one, frame=tuple(other for other in others if _clash(one, other)))
+    inside = {i for i, other in enumerate(others) if _clash(one, other)}
+    while more := {
+        i
+        for i, other in enumerate(others)
+        if i not in inside and any(path == others[j].own for path, _ in other.moves for j in inside)
+    }:
+        inside |= more  # what moves the leaf that one of the frame is measured on belongs to the frame
+    return dataclasses.replace(one, frame=tuple(others[i] for i in sorted(inside)))
 
 
 def _clash(one: Translation, other: Translation) -> bool:

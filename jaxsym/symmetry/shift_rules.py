@@ -172,10 +172,15 @@ def _transpose_rule(search: Search, equation: Equation) -> None:
 
 def _broadcast_rule(search: Search, equation: Equation) -> None:
     value, output = equation.inputs[0], equation.outputs[0]
-    axes: list[int | None] = [None] * len(output.shape)
-    for axis, target in enumerate(equation.params["broadcast_dimensions"]):
-        axes[target] = axis if value.shape[axis] == output.shape[target] else None
-    search.put(output, _moved(search, value, axes))
+    targets = list(enumerate(equation.params["broadcast_dimensions"]))
+    kept = tuple(axis for axis, target in targets if value.shape[axis] == output.shape[target])
+    labels = tuple(range(len(value.shape)))
+    parts = search.through(
+        Einsum(labels, None, (), kept, value.shape), value
+    )  # what grows is of size 1: its sum is itself
+    source = {target: kept.index(axis) for axis, target in targets if axis in kept}
+    order = [source.get(target) for target in range(len(output.shape))]
+    search.put(output, [(c, core, tuple(None if i is None else place[i] for i in order)) for c, core, place in parts])
 
 
 def _reshape_rule(search: Search, equation: Equation) -> None:

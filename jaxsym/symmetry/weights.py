@@ -167,8 +167,9 @@ class Weights:
         for axis, (start, stop) in enumerate(ranges):
             outer, inner = self.slots(whole, axis), self.slots(part, axis)
             if (start, stop) != (0, whole.shape[axis]):
-                limits = spans(self._shapes.axes(whole)[axis])
-                outer = [slot for slot, (a, b) in zip(outer, limits, strict=True) if start <= a and b <= stop]
+                limits = list(zip(outer, spans(self._shapes.axes(whole)[axis]), strict=True))
+                outer = [slot for slot, (a, b) in limits if start <= a and b <= stop]
+                self._nought(*(slot for slot, (a, b) in limits if a < stop and start < b and slot not in outer))
             if passing[axis]:
                 self._pairs(inner, outer)
             else:

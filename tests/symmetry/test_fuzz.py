@@ -16,6 +16,11 @@ ONCE = {  # programs that were once unsound
     "a change of basis across groups of units, and one within each": Program((("reshape", 671638),)),
     "a translation and half periods on one leaf": Program((("concatenate", 537336), ("residual", 42895))),
     "a sigmoid of units beside one that stands alone": Program((("slice", 636931), ("activation", 358614)), True),
+    "a slice cuts through groups of units": Program((("group_norm", 833820), ("loop", 30414))),
+    "one head that grows to several": Program((("linear_attention", 985918),)),
+    "a translation measured on a leaf that another moves": Program(
+        (("rotary", 373835), ("maxout", 737691)), head="log softmax"
+    ),
     "a linear layer between two norms": Program((("norm", 416797), ("layer", 746219), ("norm", 754484)), True),
 }
 

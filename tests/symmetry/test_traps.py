@@ -133,6 +133,17 @@ TRAPS = {
         (X,),
         {("scaling", 2, 1): 1, ("permutation", 2, 1): 1},
     ),
+    "a slice that cuts through groups": (
+        lambda p, x: (
+            (lambda h: jnp.where(h[0, 0] > 0, jnp.tanh(h @ p["w"]), jnp.sin(h @ p["w"])))(
+                jnp.tanh(x @ p["a"]).reshape(5, 2, 2).reshape(5, 4)
+            )
+            @ p["c"]
+        ),
+        {"a": normal(3, 4), "w": normal(4, 4), "c": normal(4, 2)},
+        (X,),
+        {("sign", 4, 1): 1, ("permutation", 4, 1): 1},
+    ),
     "a layer of no units": (relu, {"a": normal(3, 0), "b": normal(0), "c": normal(0, 2)}, (X,), {}),
     "a leaf without numbers": (
         lambda p, x: relu(p, x) + p["e"].sum(),
