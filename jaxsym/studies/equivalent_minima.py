@@ -56,9 +56,9 @@ class Config:
     """Of the polishing, at most."""
     rescalings: int = 1000
     """Elements of the group of the ReLU network."""
-    followed: int = 24
+    followed: int = 16
     """Networks whose nearest copy is followed, for each learning rate and batch."""
-    followed_steps: int = 2000
+    followed_steps: int = 6000
     """Iterations of gradient descent of these."""
     test_fraction: float = 0.2
     """Share of the 1309 passengers kept for testing."""
@@ -166,10 +166,16 @@ def run(config: Config, progress: Progress) -> xr.Dataset:
     with jax.enable_x64(True), jax.default_matmul_precision("highest"):
         rows = [Rows(jnp.asarray(wide(part.inputs)), jnp.asarray(wide(part.targets))) for part in data[:2]]
         problem = Problem(sym, elements(sym), ravel_pytree(wide(params))[1], *rows)
-        found = _minima(clock, config, problem, vectors(wide(trained)), decays)
+        paths = _paths(followed)
+        start = np.concatenate([vectors(wide(trained)), paths[:, -1]])
+        each = np.concatenate([np.repeat(decays, config.networks), np.full(len(paths), config.weight_decay)])
+        polished, moved = _polished(clock, config, problem, start, each)
+        num = config.networks * len(decays)
+        found = _minima(clock, config, problem, jax.tree.map(lambda leaf: leaf[:num], polished), moved[:num], decays)
         found |= _orbit(problem, found, decays.index(config.weight_decay), config.weight_decay)
         found |= _rescaled(config, relu, problem.train)
-        found |= _jumps(clock, config, problem, followed, found["tolerance"])
+        ends = jax.tree.map(lambda leaf: leaf[num:], polished)
+        found |= _jumps(clock, config, problem, followed, paths, ends, moved[num:], found["tolerance"])
     return _dataset(config, sym, decays, found).assign(clock.variables())
 
 
@@ -235,18 +241,34 @@ def _relu(config: Config, rows: Rows) -> PyTree:
     return jax.jit(train)(jax.random.key(config.seed)).params
 
 
+def _paths(history: dict[str, Any]) -> Float[np.ndarray, "runs records P"]:
+    """The recorded parameters as vectors."""
+    runs, records = history["step"].shape
+    flat = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), wide(history["params"]))
+    return vectors(flat).reshape(runs, records, -1)
+
+
+def _polished(
+    clock: Clock, config: Config, problem: Problem, start: Float[np.ndarray, "N P"], decays: Float[np.ndarray, " N"]
+) -> tuple[Polished, Float[np.ndarray, "N order P"]]:
+    """The minima, and all their copies."""
+
+    def one(start: Array, weight_decay: Array) -> tuple[Polished, Array]:
+        polished = problem.polish(start, weight_decay, config)
+        return polished, problem.copies(polished.params)
+
+    return clock.ensemble("polishing", one, start, decays, steps=config.newton_steps)
+
+
 def _minima(
-    clock: Clock, config: Config, problem: Problem, start: Float[np.ndarray, "N P"], decays: Sequence[float]
+    clock: Clock,
+    config: Config,
+    problem: Problem,
+    polished: Polished,
+    moved: Float[np.ndarray, "N order P"],
+    decays: Sequence[float],
 ) -> dict[str, Any]:
     """Polished networks and their distances, ``[decays, networks, ...]`` and ``[decays, pairs]``."""
-    each = np.repeat(np.array(decays), config.networks)
-    polished = clock.ensemble(
-        "polishing",
-        lambda start, weight_decay: problem.polish(start, weight_decay, config),
-        start,
-        each,
-        steps=config.newton_steps,
-    )
 
     def looked_at(vector: Array) -> dict[str, Array]:
         params = problem.unravel(vector)
@@ -261,13 +283,12 @@ def _minima(
             "train_accuracy": train_right,
             "test_accuracy": test_right,
             "test_cost": cost(NET, params, problem.test),
-            "copies": problem.copies(vector),
         }
 
     seen = clock.ensemble("canonical forms", looked_at, polished.params, steps=0)
     shape = (len(decays), config.networks)
     found = {name: values.reshape(*shape, *values.shape[1:]) for name, values in (polished._asdict() | seen).items()}
-    moved, points = found.pop("copies"), found["params"]
+    points, moved = found["params"], moved.reshape(*shape, *moved.shape[1:])
     good = (found["gradient_norm"] <= config.gradient_norm) & (found["curvature"] > FLAT)
     found |= {
         "minimum": good,
@@ -291,10 +312,16 @@ def _minima(
 def _orbit(problem: Problem, found: dict[str, Any], headline: int, weight_decay: float) -> dict[str, Any]:
     """The objective at all copies of the best minimum, and which of them are the same point."""
     loss = np.where(found["minimum"][headline], found["loss"][headline], np.inf)
-    moved = problem.copies(jnp.asarray(found["params"][headline, loss.argmin()]))
+    moved = np.asarray(problem.copies(jnp.asarray(found["params"][headline, loss.argmin()])))
     losses = jax.vmap(lambda vector: objective(problem.unravel(vector), problem.train, weight_decay))(moved)
-    same = classes(distance.pdist(np.asarray(moved)), len(moved), found["tolerance"])
-    return {"copy_loss": np.asarray(losses), "copy_class": same}
+    same = classes(distance.pdist(moved), len(moved), found["tolerance"])
+    away = np.linalg.norm(moved - moved[0], axis=1)
+    return {
+        "copy_loss": np.asarray(losses),
+        "copy_class": same,
+        "copy_distance": away,
+        "best_norm": float(np.linalg.norm(moved[0])),
+    }
 
 
 def _rescaled(config: Config, params: PyTree, rows: Rows) -> dict[str, Any]:
@@ -322,27 +349,26 @@ def _rescaled(config: Config, params: PyTree, rows: Rows) -> dict[str, Any]:
     }
 
 
-def _jumps(clock: Clock, config: Config, problem: Problem, history: dict[str, Any], tolerance: float) -> dict[str, Any]:
+def _jumps(
+    clock: Clock,
+    config: Config,
+    problem: Problem,
+    history: dict[str, Any],
+    paths: Float[np.ndarray, "runs records P"],
+    ends: Polished,
+    every: Float[np.ndarray, "runs order P"],
+    tolerance: float,
+) -> dict[str, Any]:
     """Which copy of its own minimum each run is nearest to, ``[batches, rates, followed, records]``."""
     shape = (len(BATCHES), len(RATES), config.followed)
-    num, records = history["step"].shape
-    flat = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), wide(history["params"]))
-    paths = vectors(flat).reshape(num, records, -1)
-    decay = config.weight_decay
-    ends = clock.ensemble(
-        "polishing what was followed",
-        lambda start: problem.polish(start, jnp.asarray(decay), config),
-        paths[:, -1],
-        steps=config.newton_steps,
-    )
-    every = clock.ensemble("copies of their minima", problem.copies, ends.params, steps=0)
+    records = paths.shape[1]
     found = [follow(path, moved, tolerance) for path, moved in zip(paths, every, strict=True)]
     following = np.stack([moved[one.next] for one, moved in zip(found, every, strict=True)])
 
     def barrier(one: Array, other: Array) -> Array:
         """How far the objective rises on the straight line to the next copy."""
         line = one + jnp.linspace(0, 1, ALONG)[:, None] * (other - one)
-        values = jax.vmap(lambda vector: objective(problem.unravel(vector), problem.train, decay))(line)
+        values = jax.vmap(lambda vector: objective(problem.unravel(vector), problem.train, config.weight_decay))(line)
         return values.max() - values[0]
 
     heights = clock.ensemble("barriers", barrier, ends.params, following, steps=0)
@@ -389,6 +415,8 @@ def _dataset(config: Config, sym: Symmetry, decays: Sequence[float], found: dict
         "gap_above": ((), "smallest distance, naive or canonical, beyond the reach"),
         "tolerance": ((), "the middle of the gap on a logarithmic scale"),
         "copy_loss": (("element",), "cost and weight decay of all copies of the best network, nats"),
+        "copy_distance": (("element",), "of the copies to the best network itself"),
+        "best_norm": ((), "of the best network's parameters"),
         "copy_class": (("element",), "copies that are the same point have the same number"),
         "rescaling": (("rescaled", "unit"), "factors of the hidden units of the ReLU network"),
         "rescaled_loss": (("rescaled",), "cost of the ReLU network, nats"),
@@ -428,7 +456,7 @@ def _dataset(config: Config, sym: Symmetry, decays: Sequence[float], found: dict
 STUDY = Study(
     title="how many minima networks find, and how many are copies: Titanic networks modulo their group",
     config=Config(),
-    quick=Config(networks=40, followed=4, followed_steps=500, rescalings=200),
+    quick=Config(networks=24, followed=3, followed_steps=1000, rescalings=200),
     run=run,
     summary=summary,
     page=lambda data: page(data, summary(data)),

@@ -7,6 +7,7 @@ import numpy as np
 import xarray as xr
 
 from jaxsym import plots
+from jaxsym.studies.equivalent_minima_summary import LATE, moves
 from jaxsym.studies.minima import classes
 from jaxsym.studies.study import Picture, Section, Table, listed
 
@@ -57,7 +58,7 @@ def _counts(data: xr.Dataset, summary: Mapping[str, Any]) -> Section:
             )
         )
     agree = by[1] == by[2]
-    lost = summary["not_minima"]
+    lost, expected = summary["not_minima"], summary["expected_naive"]
     gap = summary["distance_gap"]
     more = f"{modulo} minima, not {naive}" if modulo < naive else f"{modulo} minima, as many as there are points"
     return Section(
@@ -81,8 +82,14 @@ def _counts(data: xr.Dataset, summary: Mapping[str, Any]) -> Section:
                 f" {listed([str(value) for value in by[1]])}, for the weight decays {listed([f'{value:g}' for value in decays])}."
             ),
             *_distances(summary, gap),
-            f"Had every network chosen among the copies of its minimum by lot, one would expect {summary['expected_naive']:.0f} different points;"
-            f" there are {naive}. Training prefers none of the copies that a symmetric start does not prefer.",
+            f"Had every network drawn one of the copies of its minimum by lot, one would expect {expected:.0f} different points; there are {naive}"
+            + (
+                ": no copy is preferred, as a start that is the same for all of them wants."
+                if abs(naive - expected) <= 3 * np.sqrt(max(minima - expected, 1))
+                else ": some copies are preferred."
+                if naive < expected
+                else ": more than by chance."
+            ),
             f"The number depends on the weight decay: {listed([f'{by[1][i]} at {decay:g}' for i, decay in enumerate(decays)])}"
             f" of {networks} networks each.",
         ],
@@ -202,23 +209,25 @@ def _table(data: xr.Dataset, summary: Mapping[str, Any]) -> Section:
 def _copies(data: xr.Dataset, summary: Mapping[str, Any]) -> Section:
     loss = data["copy_loss"].values
     order, points = summary["order"], summary["distinct_copies"]
+    away, spread = data["copy_distance"].values, summary["loss_spread_on_orbit"]
     figure, (ax,) = plots.panels(1, width=8, height=3)
-    ax.scatter(np.arange(loss.size), (loss - loss[0]) / loss[0], s=6, color=plots.COLOURS[0])
-    ax.set(title="loss of each copy, relative difference to the network's own", xlabel="element of the group")
-    ax.set(ylim=(-1e-14, 1e-14), ylabel="relative difference")
+    ax.scatter(away, (loss - loss[0]) / loss[0], s=8, color=plots.COLOURS[0], alpha=0.6, linewidths=0)
+    ax.set(title=f"the {order} copies of one network", xlabel="distance from the network itself")
+    ax.set(ylabel="relative difference of the loss", ylim=(-1e-14, 1e-14) if spread < 1e-14 else None)
+    said = "the same to the last digit" if spread == 0 else f"a relative spread of {spread:.1e}"
     return Section(
         f"One network and its {order} copies",
         [
-            f"All {order} elements of the group, applied to the best network, give {points} different points. Their losses are"
-            f" {loss.min():.12f} to {loss.max():.12f}, a relative spread of {summary['loss_spread_on_orbit']:.1e}"
-            + (", which is rounding." if summary["loss_spread_on_orbit"] < 1e-12 else ", which is more than rounding.")
+            f"All {order} elements of the group, applied to the best network, give {points} different points, up to {away.max():.2f} away"
+            f" (the network's own norm is {float(data['best_norm']):.2f}). Their losses are {loss.min():.12f} to {loss.max():.12f}, {said}"
+            + ("." if spread == 0 else ", which is rounding." if spread < 1e-12 else ", which is more than rounding.")
         ],
         pictures=[
             Picture(
                 "copies",
                 figure,
-                "One dot a copy. The axis ends at 1e-14.",
-                f"Relative difference of the losses of {order} copies of one network: the spread is {summary['loss_spread_on_orbit']:.1e}.",
+                "One dot a copy. The vertical axis ends at 1e-14: any difference would be rounding.",
+                f"Loss against distance of {order} copies of one network: the losses are {said}.",
             )
         ],
     )
@@ -244,7 +253,7 @@ def _rescalings(data: xr.Dataset, summary: Mapping[str, Any]) -> Section:
         "A ReLU network that is still learning: the same loss, other gradients",
         [
             f"Eight ReLU units in the middle of training, with cross-entropy alone. {norm.size} copies, each unit rescaled by a factor between"
-            f" {low:g} and {high:g} (uniform in its logarithm), have the same loss to a relative {spread:.1e}."
+            f" {low:g} and {high:g} (uniform in its logarithm), have the same loss{'' if spread == 0 else f' to a relative {spread:.1e}'}."
             f" The gradient's norm goes from {norm.min():.4g} to {norm.max():.4g}: a ratio of {summary['gradient_norm_ratio_on_orbit']:.3g}."
             f" {steeper:.0%} of the copies are steeper than the network itself ({own:.4g}).",
             "At a minimum the gradient is zero on the whole orbit. Away from it a function has steep and shallow parameters, and a rescaling"
@@ -271,9 +280,15 @@ def _jumps(data: xr.Dataset, summary: Mapping[str, Any]) -> Section:
     rows, total, never = [], 0, []
     for i, batch in enumerate(batches):
         left, right = axes[2 * i], axes[2 * i + 1]
-        changed, last, jumped, settled = (
+        changed, last, wander, settled, jumped = (
             summary[f"jumps_{what}_{batch.replace(' ', '_')}"]
-            for what in ("fraction_changed", "last_change", "between_neighbourhoods", "fraction_settled")
+            for what in (
+                "fraction_changed",
+                "last_change",
+                "fraction_wandering",
+                "fraction_settled",
+                "between_neighbourhoods",
+            )
         )
         for j, rate in enumerate(rates):
             final = (nearest[i, j] != nearest[i, j, :, -1:]).mean(axis=0)
@@ -285,6 +300,7 @@ def _jumps(data: xr.Dataset, summary: Mapping[str, Any]) -> Section:
                     f"{float(np.median(data['followed_objective'].values[i, j, :, -1])):.4f}",
                     f"{changed[j]:.0%}",
                     f"{last[j]:.0%}",
+                    f"{wander[j]:.0%}",
                     f"{settled[j]:.0%}",
                     str(jumped[j]),
                 )
@@ -305,7 +321,9 @@ def _jumps(data: xr.Dataset, summary: Mapping[str, Any]) -> Section:
     excess, barrier = summary["jumps_loss_above_minimum_at_last_change"], summary["jumps_barrier"]
     runs, crossed = summary["jumps_runs_that_change"], summary["jumps_last_changes_below_barrier"]
     num = int(np.prod(nearest.shape[:3]))
-    once = summary["jumps_runs_settled"]
+    once, after = summary["jumps_runs_settled"], summary["jumps_runs_that_change_after_settling"]
+    _, last_share, ever = moves(data)
+    wandering, unsettled = summary["jumps_runs_wandering"], int(((last_share > 1 - LATE) & ~ever).sum())
     return Section(
         "Do optimisers jump between equivalent minima?",
         [
@@ -313,14 +331,20 @@ def _jumps(data: xr.Dataset, summary: Mapping[str, Any]) -> Section:
             f" {int(data['step'][-1])} iterations. The end of each is polished to its own minimum, and at {share.size} moments the nearest"
             " of all copies of that minimum is found. A run is settled where it is closer to a copy than half the distance of two copies; a jump"
             " leads from the neighbourhood of one copy into that of another.",
-            f"In {runs} of {num} runs the nearest copy changes at some time, but then the run is mostly still far from all copies:"
-            f" {once} runs ever settle, and they make {total} jumps. "
+            f"In {runs} of {num} runs the nearest copy changes at some time, most often while the run is far from all copies. {once} runs settle,"
+            f" and make {total} jumps; in {after} of them the nearest copy changes at all once they have settled."
             + (
-                "No optimiser jumped: a copy is chosen early, while none is near, and then kept."
+                " No optimiser jumped: a copy is chosen while none is near, and one that is reached is kept."
                 if total == 0
-                else f"So jumps happen, {total} of them, at "
-                + listed([f"rate {row[1]} with {row[0]}" for row in rows if int(row[6])])
-                + "; elsewhere a copy is chosen while none is near, and then kept."
+                else " So jumps happen, at "
+                + listed([f"rate {row[1]} with {row[0]}" for row in rows if int(row[7])])
+                + "; elsewhere a copy that is reached is kept."
+            ),
+            f"That is not all: in {wandering} runs the nearest copy still changes in the last {LATE:.0%} of the training"
+            + (
+                f", {unsettled} of which never settle: they wander between copies without coming to rest at any."
+                if wandering
+                else "."
             ),
             *(
                 [
@@ -344,6 +368,7 @@ def _jumps(data: xr.Dataset, summary: Mapping[str, Any]) -> Section:
                     "last loss (median)",
                     "nearest copy changes",
                     "last change after (latest)",
+                    f"changes in the last {LATE:.0%}",
                     "settle",
                     "jumps",
                 ),
@@ -359,7 +384,7 @@ def _jumps(data: xr.Dataset, summary: Mapping[str, Any]) -> Section:
                 " copy is unambiguously the nearest.",
                 "Nearest copy and distance to it over training. "
                 + "; ".join(
-                    f"{row[0]}, rate {row[1]}: {row[3]} change, {row[5]} settle, {row[6]} jumps" for row in rows
+                    f"{row[0]}, rate {row[1]}: {row[3]} change, {row[6]} settle, {row[7]} jumps" for row in rows
                 )
                 + ".",
             )

@@ -7,6 +7,9 @@ import xarray as xr
 
 from jaxsym.studies.minima import classes
 
+LATE = 0.1
+"""A run whose nearest copy changes in this last share of the training has not chosen one."""
+
 
 def counts(data: xr.Dataset, weight_decay: float) -> dict[str, Any]:
     """Of one weight decay: the minima, and how many they are by each way of counting."""
@@ -74,12 +77,14 @@ def summary(data: xr.Dataset) -> dict[str, Any]:
         "gradient_norm_ratio_on_orbit": float(norm.max() / norm.min()),
     }
     jumped = data["followed_jumps"].values
+    late, after = last > 1 - LATE, changes_after_settling(data)
     for i, batch in enumerate(data["batch"].values):
         name = str(batch).replace(" ", "_")
         figures |= {
             f"jumps_fraction_changed_{name}": changes[i].mean(axis=-1).tolist(),
             f"jumps_last_change_{name}": last[i].max(axis=-1).tolist(),
             f"jumps_fraction_settled_{name}": settled[i].mean(axis=-1).tolist(),
+            f"jumps_fraction_wandering_{name}": late[i].mean(axis=-1).tolist(),
             f"jumps_between_neighbourhoods_{name}": jumped[i].sum(axis=-1).tolist(),
         }
     excess, barrier = at_last_change(data), data["followed_barrier"].values
@@ -88,6 +93,8 @@ def summary(data: xr.Dataset) -> dict[str, Any]:
         "jumps_runs": int(jumped.size),
         "jumps_runs_that_change": int(changes.sum()),
         "jumps_runs_settled": int(settled.sum()),
+        "jumps_runs_that_change_after_settling": int((after > 0).sum()),
+        "jumps_runs_wandering": int(late.sum()),
         "jumps_runs_that_jump": int((jumped > 0).sum()),
         "jumps_total": int(jumped.sum()),
         "jumps_loss_above_minimum_at_last_change": float(np.median(excess[changes])) if changes.any() else None,
@@ -105,6 +112,14 @@ def moves(data: xr.Dataset) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     differs = nearest[..., 1:] != nearest[..., :-1]
     settled = data["followed_distance"].values < data["followed_radius"].values[..., None]
     return np.any(differs, axis=-1), np.max(differs * step[1:] / step[-1], axis=-1), np.any(settled, axis=-1)
+
+
+def changes_after_settling(data: xr.Dataset) -> np.ndarray:
+    """By batch, rate and run: how often the nearest copy changes after the run has been settled for the first time."""
+    nearest = data["followed_nearest"].values
+    settled = data["followed_distance"].values < data["followed_radius"].values[..., None]
+    since = np.maximum.accumulate(settled, axis=-1)[..., :-1]
+    return np.sum((nearest[..., 1:] != nearest[..., :-1]) & since, axis=-1)
 
 
 def at_last_change(data: xr.Dataset) -> np.ndarray:
