@@ -4,8 +4,8 @@ With the losses of all copies of one network, the gradient along an orbit of res
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,11 +20,24 @@ from jaxsym.data import Rows, titanic
 from jaxsym.models import MLP
 from jaxsym.studies.equivalent_minima_page import page
 from jaxsym.studies.equivalent_minima_summary import summary
-from jaxsym.studies.minima import FLAT, Polished, classes, copies, elements, follow, gap, jumps, orbit_distances, polish
+from jaxsym.studies.minima import (
+    FLAT,
+    Polished,
+    Problem,
+    classes,
+    cost,
+    follow,
+    gap,
+    jumps,
+    objective,
+    orbit_distances,
+    vectors,
+    wide,
+)
 from jaxsym.studies.study import Clock, Progress, Study, network_keys
 from jaxsym.symmetry.canonical import canonicalize
 from jaxsym.symmetry.discover import discover
-from jaxsym.symmetry.group import Element, Symmetry
+from jaxsym.symmetry.group import Symmetry
 from jaxsym.training import make_train, probes
 
 NET = MLP((4, 1))
@@ -103,51 +116,6 @@ class Config:
         return sorted({self.weight_decay, *others})
 
 
-def cost(net: MLP, params: PyTree, rows: Rows) -> Float[Array, ""]:
-    """Mean cross-entropy of a sigmoid output, in nats."""
-    logits = net.apply(params, rows.inputs)[:, 0]
-    return jnp.mean(jax.nn.softplus(logits) - rows.targets * logits)
-
-
-def objective(params: PyTree, rows: Rows, weight_decay: Any) -> Float[Array, ""]:
-    """The cost with half the weight decay times the squared norm of all parameters."""
-    return cost(NET, params, rows) + weight_decay / 2 * sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(params))
-
-
-def wide(pytree: PyTree) -> PyTree:
-    """In float64, on the host."""
-    return jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), pytree)
-
-
-def vectors(params: PyTree) -> Float[np.ndarray, "N P"]:
-    """One row for each of the stacked networks."""
-    leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(params)]
-    return np.concatenate([leaf.reshape(len(leaf), -1) for leaf in leaves], axis=1)
-
-
-class Problem(NamedTuple):
-    """What networks are compared by, in float64."""
-
-    sym: Symmetry
-    every: Element
-    unravel: Callable[[Array], PyTree]
-    train: Rows
-    test: Rows
-
-    def polish(self, start: Float[Array, " P"], weight_decay: Array, config: "Config") -> Polished:
-        """The minimum that Newton's method descends to."""
-        return polish(
-            lambda vector: objective(self.unravel(vector), self.train, weight_decay),
-            start,
-            gradient_norm=config.gradient_norm,
-            steps=config.newton_steps,
-        )
-
-    def copies(self, vector: Float[Array, " P"]) -> Float[Array, "order P"]:
-        """What all elements make of a network."""
-        return copies(self.sym, self.every, self.unravel(vector))
-
-
 def run(config: Config, progress: Progress) -> xr.Dataset:
     """Train, polish, compare; see the attributes of the variables for what they hold."""
     data = titanic(config.seed, config.test_fraction)
@@ -159,13 +127,11 @@ def run(config: Config, progress: Progress) -> xr.Dataset:
         + runs * (config.followed_steps + config.newton_steps),
     )
     params = NET.init(jax.random.key(config.seed), data.train.inputs[:1])
-    sym = discover(NET.apply, params, data.train.inputs[:5])
     trained = _trained(clock, config, data.train, decays)
     followed = _followed(clock, config, data.train)
     relu = _relu(config, data.train)
     with jax.enable_x64(True), jax.default_matmul_precision("highest"):
-        rows = [Rows(jnp.asarray(wide(part.inputs)), jnp.asarray(wide(part.targets))) for part in data[:2]]
-        problem = Problem(sym, elements(sym), ravel_pytree(wide(params))[1], *rows)
+        problem = Problem.of(NET, params, data)
         paths = _paths(followed)
         start = np.concatenate([vectors(wide(trained)), paths[:, -1]])
         each = np.concatenate([np.repeat(decays, config.networks), np.full(len(paths), config.weight_decay)])
@@ -176,7 +142,7 @@ def run(config: Config, progress: Progress) -> xr.Dataset:
         found |= _rescaled(config, relu, problem.train)
         ends = jax.tree.map(lambda leaf: leaf[num:], polished)
         found |= _jumps(clock, config, problem, followed, paths, ends, moved[num:], found["tolerance"])
-    return _dataset(config, sym, decays, found).assign(clock.variables())
+    return _dataset(config, problem.sym, decays, found).assign(clock.variables())
 
 
 def _trained(clock: Clock, config: Config, rows: Rows, decays: Sequence[float]) -> PyTree:
@@ -184,7 +150,7 @@ def _trained(clock: Clock, config: Config, rows: Rows, decays: Sequence[float]) 
     steps = config.train_steps
     train = make_train(
         lambda key: NET.init(key, rows.inputs[:1]),
-        lambda params, rows, key, weight_decay: objective(params, rows, weight_decay),
+        lambda params, rows, key, weight_decay: objective(NET, params, rows, weight_decay),
         optax.adam(optax.cosine_decay_schedule(0.1, steps)),
         rows,
         steps=steps,
@@ -203,7 +169,7 @@ def _followed(clock: Clock, config: Config, rows: Rows) -> dict[str, Any]:
     for name, size in BATCHES.items():
         train = make_train(
             lambda key: NET.init(key, rows.inputs[:1]),
-            lambda params, batch, key: objective(params, batch, config.weight_decay),
+            lambda params, batch, key: objective(NET, params, batch, config.weight_decay),
             optax.inject_hyperparams(optax.sgd)(learning_rate=0.1),
             rows,
             steps=config.followed_steps,
@@ -211,7 +177,7 @@ def _followed(clock: Clock, config: Config, rows: Rows) -> dict[str, Any]:
             record_every=max(1, config.followed_steps // RECORDS),
             probes={
                 "params": probes.params,
-                "objective": lambda seen: objective(seen.params, rows, config.weight_decay),
+                "objective": lambda seen: objective(NET, seen.params, rows, config.weight_decay),
             },
         )
         keys = jnp.tile(network_keys(config.seed, config.followed), len(RATES))
@@ -254,7 +220,7 @@ def _polished(
     """The minima, and all their copies."""
 
     def one(start: Array, weight_decay: Array) -> tuple[Polished, Array]:
-        polished = problem.polish(start, weight_decay, config)
+        polished = problem.polish(start, weight_decay, config.gradient_norm, config.newton_steps)
         return polished, problem.copies(polished.params)
 
     return clock.ensemble("polishing", one, start, decays, steps=config.newton_steps)
@@ -313,7 +279,7 @@ def _orbit(problem: Problem, found: dict[str, Any], headline: int, weight_decay:
     """The objective at all copies of the best minimum, and which of them are the same point."""
     loss = np.where(found["minimum"][headline], found["loss"][headline], np.inf)
     moved = np.asarray(problem.copies(jnp.asarray(found["params"][headline, loss.argmin()])))
-    losses = jax.vmap(lambda vector: objective(problem.unravel(vector), problem.train, weight_decay))(moved)
+    losses = jax.vmap(lambda vector: problem.objective(vector, weight_decay))(moved)
     same = classes(distance.pdist(moved), len(moved), found["tolerance"])
     away = np.linalg.norm(moved - moved[0], axis=1)
     return {
@@ -368,7 +334,7 @@ def _jumps(
     def barrier(one: Array, other: Array) -> Array:
         """How far the objective rises on the straight line to the next copy."""
         line = one + jnp.linspace(0, 1, ALONG)[:, None] * (other - one)
-        values = jax.vmap(lambda vector: objective(problem.unravel(vector), problem.train, config.weight_decay))(line)
+        values = jax.vmap(lambda vector: problem.objective(vector, config.weight_decay))(line)
         return values.max() - values[0]
 
     heights = clock.ensemble("barriers", barrier, ends.params, following, steps=0)

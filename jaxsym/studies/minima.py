@@ -3,15 +3,19 @@
 import itertools
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Int, PyTree
 from scipy.sparse import csgraph
 from scipy.spatial import distance
 
+from jaxsym.data import Rows, Split
+from jaxsym.models import MLP
+from jaxsym.symmetry.discover import discover
 from jaxsym.symmetry.factors import Factor
 from jaxsym.symmetry.group import Element, Symmetry
 
@@ -233,3 +237,57 @@ def jumps(nearest: Int[np.ndarray, " records"], near: Float[np.ndarray, " record
     """
     settled = nearest[near < radius]
     return int((settled[1:] != settled[:-1]).sum())
+
+
+def cost(net: MLP, params: PyTree, rows: Rows) -> Float[Array, ""]:
+    """Mean cross-entropy of a sigmoid output, in nats."""
+    logits = net.apply(params, rows.inputs)[:, 0]
+    return jnp.mean(jax.nn.softplus(logits) - rows.targets * logits)
+
+
+def objective(net: MLP, params: PyTree, rows: Rows, weight_decay: Any) -> Float[Array, ""]:
+    """The cost with half the weight decay times the squared norm of all parameters."""
+    return cost(net, params, rows) + weight_decay / 2 * sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(params))
+
+
+def wide(pytree: PyTree) -> PyTree:
+    """In float64, on the host."""
+    return jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), pytree)
+
+
+def vectors(params: PyTree) -> Float[np.ndarray, "N P"]:
+    """One row for each of the stacked networks."""
+    leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(params)]
+    return np.concatenate([leaf.reshape(len(leaf), -1) for leaf in leaves], axis=1)
+
+
+class Problem(NamedTuple):
+    """A network on rows with two classes, in float64, with all elements of its group."""
+
+    net: MLP
+    sym: Symmetry
+    every: Element
+    unravel: Callable[[Array], PyTree]
+    train: Rows
+    test: Rows
+
+    @classmethod
+    def of(cls, net: MLP, params: PyTree, data: Split) -> "Problem":
+        """Inside ``jax.enable_x64(True)``."""
+        train, test = (Rows(jnp.asarray(wide(rows.inputs)), jnp.asarray(wide(rows.targets))) for rows in data[:2])
+        sym = discover(net.apply, params, data.train.inputs[:5])
+        return cls(net, sym, elements(sym), ravel_pytree(wide(params))[1], train, test)
+
+    def objective(self, vector: Float[Array, " P"], weight_decay: Any) -> Float[Array, ""]:
+        """Of parameters in a vector."""
+        return objective(self.net, self.unravel(vector), self.train, weight_decay)
+
+    def polish(self, start: Float[Array, " P"], weight_decay: Any, gradient_norm: float, steps: int) -> Polished:
+        """The minimum that Newton's method descends to."""
+        return polish(
+            lambda vector: self.objective(vector, weight_decay), start, gradient_norm=gradient_norm, steps=steps
+        )
+
+    def copies(self, vector: Float[Array, " P"]) -> Float[Array, "order P"]:
+        """What all elements make of a network."""
+        return copies(self.sym, self.every, self.unravel(vector))
