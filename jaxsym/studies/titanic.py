@@ -13,13 +13,17 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import xarray as xr
+from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, PyTree
+from scipy.spatial import distance
 
 from jaxsym import tree
 from jaxsym.data import Rows, Split, titanic
 from jaxsym.models import MLP
+from jaxsym.studies import minima
 from jaxsym.studies.study import Clock, Progress, Study, network_keys
 from jaxsym.studies.titanic_page import page
+from jaxsym.symmetry.canonical import canonicalize
 from jaxsym.training import Probe, Snapshot, make_train, probes
 from jaxsym.training.initial import initializer
 
@@ -36,6 +40,10 @@ INITIALIZERS = {
 }
 SCALES = (0.01, 0.1, 1.0, 10.0)
 TIES = {"constant units, random output": ("constant", "tied"), "tied units, constant output": ("tied", "constant")}
+MINIMA = (
+    "xavier"  # whose ends are polished to minima, with this weight decay: without any there may be no finite minimum
+)
+WEIGHT_DECAY, GRADIENT_NORM, NEWTON_STEPS = 0.003, 1e-10, 200
 DEPTHS = {2: (HIDDEN, HIDDEN, 1), 3: (HIDDEN, HIDDEN, HIDDEN, 1)}
 
 Start = Callable[[Array], PyTree]
@@ -92,11 +100,13 @@ def run(config: Config, progress: Progress) -> xr.Dataset:
     data = titanic(config.seed, config.test_fraction)
     programs = _programs(config, data.train.inputs[:1])
     other_splits = config.splits * config.few * config.converge_steps
-    clock = Clock(progress, sum(program.net_steps for program in programs.values()) + other_splits)
+    polishing = config.few * NEWTON_STEPS
+    clock = Clock(progress, sum(program.net_steps for program in programs.values()) + other_splits + polishing)
     max_networks = max(config.networks, config.few)
     results = {name: _train(clock, data, program, config.seed, max_networks) for name, program in programs.items()}
     splits = ("split", "few"), _other_splits(clock, config), {"long_name": "Xavier, at the end, on other divisions"}
-    return _dataset(config, data, results).assign(clock.variables() | {"split_test_accuracy": splits})
+    polished = _minima(clock, config, data, results["starts"][MINIMA]["end"])
+    return _dataset(config, data, results).assign(polished | clock.variables() | {"split_test_accuracy": splits})
 
 
 def _programs(config: Config, x: Array) -> dict[str, _Program]:
@@ -189,6 +199,7 @@ def _train(clock: Clock, data: Split, program: _Program, seed: int, max_networks
     def one(key: Array, start: PyTree) -> dict[str, Any]:
         params, history = train(key, start=start)
         return history | {
+            "end": params,
             "train_accuracy": _accuracy(net, params, data.train),
             "test_accuracy": _accuracy(net, params, data.test),
             "test_cost": _cost(net, params, data.test),
@@ -233,6 +244,41 @@ def _other_splits(clock: Clock, config: Config) -> np.ndarray:
     keys = jnp.tile(network_keys(config.seed, config.few), config.splits)
     which = jnp.repeat(jnp.arange(config.splits), config.few)
     return clock.ensemble("other divisions", one, keys, which, steps=steps).reshape(config.splits, config.few)
+
+
+def _minima(clock: Clock, config: Config, data: Split, ends: PyTree) -> dict[str, Any]:
+    """The group, and a few networks polished to minima, as variables of the dataset."""
+    net = MLP((HIDDEN, 1))
+    start = minima.vectors(minima.wide(ends))[: config.few]
+    with jax.enable_x64(True), jax.default_matmul_precision("highest"):
+        problem = minima.Problem.of(net, jax.tree.map(lambda leaf: leaf[0], ends), data)
+
+        def one(start: Array) -> tuple[minima.Polished, Array]:
+            polished = problem.polish(start, WEIGHT_DECAY, GRADIENT_NORM, NEWTON_STEPS)
+            canonical = canonicalize(problem.sym, problem.unravel(polished.params)).params
+            return polished, ravel_pytree(canonical)[0]
+
+        polished, canonical = clock.ensemble("polishing to minima", one, start, steps=NEWTON_STEPS)
+    factors = problem.sym.factors
+    variables: dict[str, tuple[tuple[str, ...], Any, str]] = {
+        "group_order": ((), problem.sym.order, "elements of the group of the network with a hidden layer"),
+        "group_dim": ((), problem.sym.dim, "continuous dimension of that group"),
+        "factor_size": (("factor",), [factor.size for factor in factors], "units that the factor moves"),
+        "factor_moves": (
+            ("factor",),
+            [", ".join("/".join(slot.path[1:]) + f" axis {slot.axis}" for slot in factor.slots) for factor in factors],
+            "leaves",
+        ),
+        "minimum_loss": (("few",), polished.loss, f"with weight decay {WEIGHT_DECAY:g}, nats"),
+        "minimum_gradient_norm": (("few",), polished.gradient_norm, "polished"),
+        "minimum_curvature": (("few",), polished.curvature, "smallest eigenvalue of the Hessian"),
+        "minimum_params": (("few", "parameter"), polished.params, "polished"),
+        "minimum_canonical": (("few", "parameter"), canonical, "their canonical forms"),
+        "minimum_weight_decay": ((), WEIGHT_DECAY, "of the minima"),
+        "minimum_wanted": ((), GRADIENT_NORM, "what the gradient's norm was polished to"),
+        "factor": (("factor",), [factor.kind for factor in factors], "kind"),
+    }
+    return {name: (dims, values, {"long_name": text}) for name, (dims, values, text) in variables.items()}
 
 
 def _dataset(config: Config, data: Split, results: Mapping[str, dict[Any, dict[str, Any]]]) -> xr.Dataset:
@@ -402,6 +448,16 @@ def summary(data: xr.Dataset) -> dict[str, Any]:
             f"cost_{name}": mean(chosen["cost"].isel(end)),
             f"test_accuracy_{name}": mean(chosen["test_accuracy"]),
         }
+    good = (
+        (data["minimum_gradient_norm"] <= data["minimum_wanted"]) & (data["minimum_curvature"] > minima.FLAT)
+    ).values
+    naive, canonical = (distance.pdist(data[f"minimum_{kind}"].values[good]) for kind in ("params", "canonical"))
+    reach = 2 * float((data["minimum_gradient_norm"] / data["minimum_curvature"]).values[good].max(initial=0))
+    between = minima.gap(np.concatenate([naive, canonical]), reach)
+
+    def distinct(distances: np.ndarray) -> int:
+        return len(np.unique(minima.classes(distances, int(good.sum()), between.tolerance)))
+
     seconds = float(data["run_seconds"])
     by_split = data["split_test_accuracy"].mean("few")
     return figures | {
@@ -409,6 +465,12 @@ def summary(data: xr.Dataset) -> dict[str, Any]:
         "test_accuracy_xavier_split_deviation": float(by_split.std()),
         "largest_distance_of_equal_units": float(ties.max()) if ties.size else None,
         "smallest_distance_of_distinct_units": float(gaps.min()) if gaps.size else None,
+        "group_order": int(data["group_order"]),
+        "group_dim": int(data["group_dim"]),
+        "minima": int(good.sum()),
+        "minima_tolerance": between.tolerance,
+        "distinct_naive": distinct(naive),
+        "distinct_modulo_symmetry": distinct(canonical),
         "networks": int(data["networks"]),
         "networks_not_finite": _not_finite(data),
         "net_steps": int(data["net_steps"]),

@@ -21,6 +21,7 @@ def page(data: xr.Dataset, summary: Mapping[str, Any]) -> list[Section]:
         _scales(data),
         _depth(data),
         _generalisation(data, summary),
+        _copies(data, summary),
     ]
 
 
@@ -384,6 +385,32 @@ def _generalisation(data: xr.Dataset, summary: Mapping[str, Any]) -> Section:
                 f"Gaps between training and test by initializer; Xavier {xavier[0]:.3f} nats and {xavier[1]:.3f} in accuracy.",
             )
         ],
+    )
+
+
+def _copies(data: xr.Dataset, summary: Mapping[str, Any]) -> Section:
+    order, dim, minima = summary["group_order"], summary["group_dim"], summary["minima"]
+    naive, modulo = summary["distinct_naive"], summary["distinct_modulo_symmetry"]
+    few, decay = data.sizes["few"], float(data["minimum_weight_decay"])
+    rows = [
+        (str(kind), str(size), str(moves))
+        for kind, size, moves in zip(
+            data["factor"].values, data["factor_size"].values, data["factor_moves"].values, strict=True
+        )
+    ]
+    return Section(
+        "Equal networks with other weights",
+        [
+            f"The units of the hidden layer may change places, and tanh is odd: the group found from the network's jaxpr has {order} elements"
+            + (f" and {dim} continuous dimensions." if dim else " and no continuous dimension.")
+            + " A start with tied units is one that some of them leave where it is, and gradient descent never leaves such a set.",
+            f"{few} Xavier networks, polished in float64 to minima of the cost with a weight decay of {decay:g} (without any there may be no"
+            f" finite minimum): {minima} have a gradient of norm below {float(data['minimum_wanted']):g} and a positive definite Hessian. They are"
+            f" {naive} different points, and modulo the group {modulo} distinct minima"
+            + (": the others are copies." if modulo < naive else ": none is a copy of another.")
+            + " The study equivalent_minima counts those of many more.",
+        ],
+        tables=[Table(("factor", "units", "moves"), rows, f"The group: {order} elements.")],
     )
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
+import jaxsym as js
 from jaxsym import cli, data
 from jaxsym.models import MLP
 from jaxsym.studies import load
@@ -49,7 +50,7 @@ def test_summary_is_recomputed_from_the_file(results, summary):
     }
     for key, value in by_hand.items():
         assert summary[key] == pytest.approx(value, rel=1e-6)
-    assert summary["networks"] == 2 * 2 * 5 + (2 + 5) + (7 * 5 + 2 * 2 + 8 * 2) + 2 * 3 * 2 + 2 * 2
+    assert summary["networks"] == 2 * 2 * 5 + (2 + 5) + (7 * 5 + 2 * 2 + 8 * 2) + 2 * 3 * 2 + 2 * 2 + 2
 
 
 def test_case0_by_gradient_descent_in_numpy(results):
@@ -122,6 +123,18 @@ def test_large_scales_saturate_and_zero_is_zero_at_every_depth(results):
     assert start.sel(scale=10.0) > 0.8
     assert float(results.depth_zeros_largest.max()) == 0.0
     assert float(results.depth_zeros_output_bias.min()) > 0.4
+
+
+def test_the_group_and_the_minima(folder, results, summary):
+    assert (summary["group_order"], summary["group_dim"]) == (384, 0) == (js.count.order((12, 4, 1), "tanh"), 0)
+    assert sorted(results.factor.values) == ["permutation", "sign"]
+    assert summary["minima"] == 2
+    points, canonical = results.minimum_params.values, results.minimum_canonical.values
+    assert summary["distinct_naive"] == 1 + (np.linalg.norm(points[0] - points[1]) > summary["minima_tolerance"])
+    same = np.linalg.norm(canonical[0] - canonical[1]) < summary["minima_tolerance"]
+    assert summary["distinct_modulo_symmetry"] == 2 - same
+    assert same == (abs(float(results.minimum_loss[0] - results.minimum_loss[1])) < 1e-12)
+    assert "384 elements" in (folder / "report.html").read_text()
 
 
 def test_the_record(results):
