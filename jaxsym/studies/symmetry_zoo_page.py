@@ -159,7 +159,7 @@ def _kernels(data: xr.Dataset, summary: Mapping[str, Any]) -> Section:
         for i, (kernel, rest) in enumerate(zip(own["kernel"].values, hidden, strict=True)):
             said = f"{int(kernel)}, {int(rest)} hidden" if rest else f"{int(kernel)}"
             ax.annotate(said, (kernel, i), (3, 0), textcoords="offset points", va="center", fontsize=7)
-        ax.set(xlabel="directions that change no output", xlim=(0, 1.12 * longest))
+        ax.set(xlabel="directions that change no output", xlim=(0, 1.25 * longest))
         _named(ax, own)
     _legend(figure, axes, 2)
     kernel, hidden, parameters = (summary[name] for name in ("kernel", "hidden", "parameters"))
