@@ -26,6 +26,7 @@ from jaxsym.symmetry.verify import perturbed, wide
 ALL = "all"
 QUICK = "relu,tanh,square,swiglu,tied autoencoder,weight norm"
 OUTPUTS = (2, 1500)  # of which a Jacobian is made: per parameter; and at least, of small architectures
+SETS = 16  # of inputs, at least: the outputs of an image are many and alike
 SPREAD = 2.0  # of the inputs, relative to those of the catalogue
 SMALL = 100  # parameters
 POINTS = (48, 8)  # at which kernels are compared where some of it is hidden: of small architectures, and of others
@@ -263,7 +264,7 @@ def many(architecture: Architecture, key: Array) -> tuple[Callable[..., Any], tu
     shapes = jax.eval_shape(apply, params, *inputs)
     outputs = sum(leaf.size for leaf in jax.tree.leaves(shapes))
     size = sum(leaf.size for leaf in jax.tree.leaves(params))
-    number = math.ceil(max(OUTPUTS[0] * size, OUTPUTS[1] if size <= SMALL else 0) / outputs)
+    number = max(SETS, math.ceil(max(OUTPUTS[0] * size, OUTPUTS[1] if size <= SMALL else 0) / outputs))
 
     def drawn(key: Array) -> tuple[Any, ...]:
         floating, integer = jax.random.split(key)
