@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import xarray as xr
-from jaxtyping import Array, PyTree
+from jaxtyping import Array, Float, PyTree
 
 from jaxsym.catalogue import find
 from jaxsym.studies.architectures import CATALOGUE, FAMILIES, Architecture
@@ -20,12 +20,13 @@ from jaxsym.studies.study import Progress, Study
 from jaxsym.studies.symmetry_zoo_page import page
 from jaxsym.symmetry import Factor, Symmetry, discover, lie_algebra, verify
 from jaxsym.symmetry.algebra import num_unknowns
-from jaxsym.symmetry.certify import LARGEST, RANK, Function, certify
+from jaxsym.symmetry.certify import GAP, LARGEST, RANK, Function, certify
 from jaxsym.symmetry.verify import perturbed, wide
 
 ALL = "all"
 QUICK = "relu,tanh,square,swiglu,tied autoencoder,weight norm"
 OUTPUTS = (2, 1500)  # of which a Jacobian is made: per parameter; and at least, of small architectures
+SETS = 16  # of inputs, at least: the outputs of an image are many and alike
 SPREAD = 2.0  # of the inputs, relative to those of the catalogue
 SMALL = 100  # parameters
 POINTS = (48, 8)  # at which kernels are compared where some of it is hidden: of small architectures, and of others
@@ -235,17 +236,23 @@ def _certified(row: Row, architecture: Architecture, sym: Symmetry, key: Array) 
 
 
 def _most_generic(apply: Callable[..., Any], points: list[PyTree], inputs: tuple[Any, ...]) -> PyTree:
-    """The point of the largest rank: a ReLU that is dead or always on elsewhere is not here."""
+    """The point of the largest rank that is clear: a ReLU that is dead or always on elsewhere is not here."""
     with jax.enable_x64(True), jax.default_matmul_precision("highest"):
         inputs = wide(inputs)
         function = Function(apply, wide(points[0]))
-        ranks = []
-        for point in points:
-            jacobian = function.jacobian(wide(point), inputs)
-            length = np.linalg.norm(jacobian, axis=1, keepdims=True)
-            triangle = np.linalg.qr(jacobian / np.where(length > 0, length, 1), mode="r")
-            ranks.append(np.linalg.matrix_rank(triangle, rtol=RANK))
+        ranks = [_clear_rank(function.jacobian(wide(point), inputs)) for point in points]
     return points[int(np.argmax(ranks))]
+
+
+def _clear_rank(jacobian: Float[np.ndarray, "outputs size"]) -> int:
+    """The rank, or -1 without a gap in the singular values."""
+    for axis in (1, 0):
+        length = np.linalg.norm(jacobian, axis=axis, keepdims=True)
+        jacobian = jacobian / np.where(length > 0, length, 1)
+    values = np.linalg.svd(np.linalg.qr(jacobian, mode="r"), compute_uv=False)
+    rank = int((values > RANK * values[0]).sum())
+    clear = rank == len(values) or values[rank - 1] > GAP * values[rank]
+    return rank if clear else -1
 
 
 def many(architecture: Architecture, key: Array) -> tuple[Callable[..., Any], tuple[Any, ...]]:
@@ -257,7 +264,7 @@ def many(architecture: Architecture, key: Array) -> tuple[Callable[..., Any], tu
     shapes = jax.eval_shape(apply, params, *inputs)
     outputs = sum(leaf.size for leaf in jax.tree.leaves(shapes))
     size = sum(leaf.size for leaf in jax.tree.leaves(params))
-    number = math.ceil(max(OUTPUTS[0] * size, OUTPUTS[1] if size <= SMALL else 0) / outputs)
+    number = max(SETS, math.ceil(max(OUTPUTS[0] * size, OUTPUTS[1] if size <= SMALL else 0) / outputs))
 
     def drawn(key: Array) -> tuple[Any, ...]:
         floating, integer = jax.random.split(key)

@@ -53,9 +53,9 @@ def _all(data: xr.Dataset, summary: Mapping[str, Any]) -> Section:
         + (f" The worst residual in float64 is {worst:.1e}." if worst is not None else ""),
     ]
     if unclear:
-        sentences.append(f"Without a kernel, and not counted as complete: {'; '.join(unclear)}.")
+        sentences.append(f"Without a kernel, and not counted as complete: {'; '.join(unclear).rstrip('.')}.")
     if summary["unavailable"]:
-        sentences.append(f"Not available here: {'; '.join(summary['unavailable'])}.")
+        sentences.append(f"Not available here: {'; '.join(summary['unavailable']).rstrip('.')}.")
     sentences.append(
         "Columns. Group: the product of all factors, which may act on one another (S permutes units, ℤ₂ flips signs, ℝ₊ rescales, GL"
         " changes the basis, O rotates, ℝ shifts, ℤ shifts by a period), each once for every independent copy. Elements: of the finite factors S and ℤ₂. Dim: of the"
@@ -159,7 +159,7 @@ def _kernels(data: xr.Dataset, summary: Mapping[str, Any]) -> Section:
         for i, (kernel, rest) in enumerate(zip(own["kernel"].values, hidden, strict=True)):
             said = f"{int(kernel)}, {int(rest)} hidden" if rest else f"{int(kernel)}"
             ax.annotate(said, (kernel, i), (3, 0), textcoords="offset points", va="center", fontsize=7)
-        ax.set(xlabel="directions that change no output", xlim=(0, 1.12 * longest))
+        ax.set(xlabel="directions that change no output", xlim=(0, 1.25 * longest))
         _named(ax, own)
     _legend(figure, axes, 2)
     kernel, hidden, parameters = (summary[name] for name in ("kernel", "hidden", "parameters"))
@@ -211,7 +211,7 @@ def _black_box(data: xr.Dataset, summary: Mapping[str, Any]) -> Section:
     title = "A second opinion: the Lie algebra of a black box"
     skipped = summary["algebra_not_compared"]
     if not compared.sizes["architecture"]:
-        return Section(title, [f"Not compared: {'; '.join(skipped) or 'nothing is available'}."])
+        return Section(title, [f"Not compared: {'; '.join(skipped).rstrip('.') or 'nothing is available'}."])
     missing = summary["algebra_missing"]
     beyond = compared.isel(architecture=(compared["algebra_orbit"] < compared["orbit"]).values)
     sentences = [
@@ -228,7 +228,7 @@ def _black_box(data: xr.Dataset, summary: Mapping[str, Any]) -> Section:
             f" ({'by' if number == 1 else 'by up to'} {most} dimensions): there, coefficients depend on the parameters, such as the gains of a norm."
         )
     if skipped:
-        sentences.append(f"Not compared: {'; '.join(skipped)}.")
+        sentences.append(f"Not compared: {'; '.join(skipped).rstrip('.')}.")
     return Section(title, sentences)
 
 

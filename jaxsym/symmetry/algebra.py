@@ -218,8 +218,8 @@ def _seen(
 def num_unknowns(params: PyTree) -> int:
     """How many unknowns :func:`lie_algebra` would solve for: its time grows with their cube.
 
-    >>> num_unknowns({"a": np.ones((3, 4)), "step": np.arange(2)})  # a shift, and a matrix on all twelve entries
-    156
+    >>> num_unknowns({"a": np.ones((3, 4)), "step": np.arange(2)})  # a shift, and a matrix on each axis
+    37
     """
     leaves = {path: leaf for path, leaf in tree.leaves(params).items() if np.issubdtype(leaf.dtype, np.floating)}
     return sum(term.size for term in _terms(leaves))
