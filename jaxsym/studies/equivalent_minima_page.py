@@ -84,7 +84,7 @@ def _counts(data: xr.Dataset, summary: Mapping[str, Any]) -> Section:
             *_distances(summary, gap),
             f"Had every network drawn one of the copies of its minimum by lot, one would expect {expected:.0f} different points; there are {naive}"
             + (
-                ": no copy is preferred, as a start that is the same for all of them wants."
+                ": no copy is seen to be preferred."
                 if abs(naive - expected) <= 3 * np.sqrt(max(minima - expected, 1))
                 else ": some copies are preferred."
                 if naive < expected
@@ -174,7 +174,7 @@ def _table(data: xr.Dataset, summary: Mapping[str, Any]) -> Section:
         [
             f"The lowest loss is {lowest[0]:.6f}, reached by {sizes[0]} of {len(loss)} networks; the highest of a minimum is {lowest[-1]:.6f}."
             f" The minimum that is found most often ({sizes[top]} networks) has rank {top + 1} of {len(groups)};"
-            f" {int((sizes == 1).sum())} are found by one network only, so more networks would find more minima."
+            f" {int((sizes == 1).sum())} are found by one network only, so more networks would probably find more minima."
             if (sizes == 1).any()
             else f"The lowest loss is {lowest[0]:.6f}, reached by {sizes[0]} of {len(loss)} networks; the highest of a minimum is"
             f" {lowest[-1]:.6f}. Every minimum is found by at least two networks.",
@@ -331,7 +331,7 @@ def _jumps(data: xr.Dataset, summary: Mapping[str, Any]) -> Section:
             f" {int(data['step'][-1])} iterations. The end of each is polished to its own minimum, and at {share.size} moments the nearest"
             " of all copies of that minimum is found. A run is settled where it is closer to a copy than half the distance of two copies; a jump"
             " leads from the neighbourhood of one copy into that of another.",
-            f"In {runs} of {num} runs the nearest copy changes at some time, most often while the run is far from all copies. {once} runs settle,"
+            f"In {runs} of {num} runs the nearest copy changes at some time. {once} runs settle,"
             f" and make {total} jumps; in {after} of them the nearest copy changes at all once they have settled."
             + (
                 " No optimiser jumped: a copy is chosen while none is near, and one that is reached is kept."
@@ -342,7 +342,7 @@ def _jumps(data: xr.Dataset, summary: Mapping[str, Any]) -> Section:
             ),
             f"That is not all: in {wandering} runs the nearest copy still changes in the last {LATE:.0%} of the training"
             + (
-                f", {unsettled} of which never settle: they wander between copies without coming to rest at any."
+                f"; {unsettled} of these never settle, and wander between copies without coming to rest at any."
                 if wandering
                 else "."
             ),

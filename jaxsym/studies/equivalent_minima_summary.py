@@ -49,7 +49,7 @@ def summary(data: xr.Dataset) -> dict[str, Any]:
     above = float(data["gap_above"])
     changes, last, settled = moves(data)
     figures: dict[str, Any] = {
-        "networks": int(data["networks"]),
+        "networks": data.sizes["network"],
         "weight_decay": headline,
         "minima": found["minima"],
         "not_minima": int((~good).sum()),

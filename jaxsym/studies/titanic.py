@@ -259,6 +259,7 @@ def _minima(clock: Clock, config: Config, data: Split, ends: PyTree) -> dict[str
             return polished, ravel_pytree(canonical)[0]
 
         polished, canonical = clock.ensemble("polishing to minima", one, start, steps=NEWTON_STEPS)
+    clock.networks -= len(start)  # the same networks again
     factors = problem.sym.factors
     variables: dict[str, tuple[tuple[str, ...], Any, str]] = {
         "group_order": ((), problem.sym.order, "elements of the group of the network with a hidden layer"),

@@ -101,6 +101,7 @@ def test_summary_is_recomputed_from_the_file(results, summary):
     assert summary["order"] == js.count.order((12, 4, 1), "tanh") == 384
     assert isinstance(summary["order"], int)
     assert summary["distinct_copies"] == 384
+    assert summary["networks"] == 8
     assert summary["gradient_norm_worst"] == results.gradient_norm.sel(weight_decay=0.01).values.max() <= 1e-10
 
 

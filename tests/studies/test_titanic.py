@@ -50,7 +50,7 @@ def test_summary_is_recomputed_from_the_file(results, summary):
     }
     for key, value in by_hand.items():
         assert summary[key] == pytest.approx(value, rel=1e-6)
-    assert summary["networks"] == 2 * 2 * 5 + (2 + 5) + (7 * 5 + 2 * 2 + 8 * 2) + 2 * 3 * 2 + 2 * 2 + 2
+    assert summary["networks"] == 2 * 2 * 5 + (2 + 5) + (7 * 5 + 2 * 2 + 8 * 2) + 2 * 3 * 2 + 2 * 2
 
 
 def test_case0_by_gradient_descent_in_numpy(results):
