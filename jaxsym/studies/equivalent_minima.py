@@ -34,7 +34,7 @@ from jaxsym.studies.minima import (
     vectors,
     wide,
 )
-from jaxsym.studies.study import Clock, Progress, Study, network_keys
+from jaxsym.studies.study import Clock, Progress, Study, expect, network_keys
 from jaxsym.symmetry.canonical import canonicalize
 from jaxsym.symmetry.discover import discover
 from jaxsym.symmetry.group import Symmetry
@@ -80,24 +80,7 @@ class Config:
 
     def __post_init__(self) -> None:
         """Refuse numbers that make no ensemble."""
-        least = {
-            "networks": 2,
-            "train_steps": 1,
-            "newton_steps": 1,
-            "rescalings": 2,
-            "followed": 1,
-            "followed_steps": 1,
-        }
-        for name, bound in least.items():
-            if getattr(self, name) < bound:
-                msg = f"{name}: got {getattr(self, name)}, expected at least {bound}."
-                raise ValueError(msg)
-        if not 0 <= self.seed < 2**31:
-            msg = f"seed: got {self.seed}, expected an integer from 0 to {2**31 - 1}."
-            raise ValueError(msg)
-        if not 0 < self.test_fraction < 1:
-            msg = f"test_fraction: got {self.test_fraction}, expected a number between 0 and 1, both excluded."
-            raise ValueError(msg)
+        expect(self, networks=2, train_steps=1, newton_steps=1, rescalings=2, followed=1, followed_steps=1)
         if not 1e-13 <= self.gradient_norm <= 1e-6:
             msg = f"gradient_norm: got {self.gradient_norm}, expected a number from 1e-13 (rounding) to 1e-6."
             raise ValueError(msg)

@@ -22,7 +22,7 @@ from scipy import stats
 from jaxsym.data import Rows, titanic
 from jaxsym.studies.functional_dimension import CHUNK, Layers, Measured, measure
 from jaxsym.studies.hidden_symmetries_page import page
-from jaxsym.studies.study import Clock, Progress, Study, network_keys
+from jaxsym.studies.study import Clock, Progress, Study, expect, network_keys
 from jaxsym.symmetry.certify import GAP, LARGEST
 from jaxsym.symmetry.count import functional_dimension
 from jaxsym.training import Snapshot, make_train, probes
@@ -63,16 +63,7 @@ class Config:
 
     def __post_init__(self) -> None:
         """Refuse numbers that make no ensemble, and names that are no architecture."""
-        for name in ("networks", "few", "trained", "steps"):
-            if getattr(self, name) < 1:
-                msg = f"{name}: got {getattr(self, name)}, expected at least 1."
-                raise ValueError(msg)
-        if not 0 <= self.seed < 2**31:
-            msg = f"seed: got {self.seed}, expected an integer from 0 to {2**31 - 1}."
-            raise ValueError(msg)
-        if not 0 < self.test_fraction < 1:
-            msg = f"test_fraction: got {self.test_fraction}, expected a number between 0 and 1, both excluded."
-            raise ValueError(msg)
+        expect(self, networks=1, few=1, trained=1, steps=1)
         names = self.architectures.split(",")
         for name in names:
             if not re.fullmatch(r"[1-9]\d*(_[1-9]\d*){2,}", name):

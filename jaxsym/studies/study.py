@@ -76,6 +76,26 @@ def silent(label: str, done: int, total: int) -> None:
     """A progress that shows nothing."""
 
 
+def expect(config: Any, **least: int) -> None:
+    """Refuse options of a study below their least numbers, seeds out of range and test fractions that leave nothing.
+
+    Raises
+    ------
+    ValueError
+        Naming the option, what was got and what was expected.
+    """
+    for name, bound in least.items():
+        if getattr(config, name) < bound:
+            msg = f"{name}: got {getattr(config, name)}, expected at least {bound}."
+            raise ValueError(msg)
+    if not 0 <= config.seed < 2**31:
+        msg = f"seed: got {config.seed}, expected an integer from 0 to {2**31 - 1}."
+        raise ValueError(msg)
+    if not 0 < getattr(config, "test_fraction", 0.5) < 1:
+        msg = f"test_fraction: got {config.test_fraction}, expected a number between 0 and 1, both excluded."
+        raise ValueError(msg)
+
+
 class Clock:
     """Runs ensembles in blocks of networks, reports progress after each, and keeps the times.
 

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, PyTree
 
 from jaxsym.catalogue import find
 from jaxsym.studies.architectures import CATALOGUE, FAMILIES, Architecture
-from jaxsym.studies.study import Progress, Study
+from jaxsym.studies.study import Progress, Study, expect
 from jaxsym.studies.symmetry_zoo_page import page
 from jaxsym.symmetry import Factor, Symmetry, discover, lie_algebra, verify
 from jaxsym.symmetry.algebra import num_unknowns
@@ -67,9 +67,7 @@ class Config:
         if self.unknowns < 1:
             msg = f"unknowns: got {self.unknowns}, expected at least 1; --no-algebra leaves the comparison out."
             raise ValueError(msg)
-        if not 0 <= self.seed < 2**31:
-            msg = f"seed: got {self.seed}, expected an integer from 0 to {2**31 - 1}."
-            raise ValueError(msg)
+        expect(self)
 
 
 def chosen(names: str) -> list[str]:

@@ -21,7 +21,7 @@ from jaxsym import tree
 from jaxsym.data import Rows, Split, titanic
 from jaxsym.models import MLP
 from jaxsym.studies import minima
-from jaxsym.studies.study import Clock, Progress, Study, network_keys
+from jaxsym.studies.study import Clock, Progress, Study, expect, network_keys
 from jaxsym.studies.titanic_page import page
 from jaxsym.symmetry.canonical import canonicalize
 from jaxsym.training import Probe, Snapshot, make_train, probes
@@ -68,16 +68,7 @@ class Config:
 
     def __post_init__(self) -> None:
         """Refuse numbers that make no ensemble."""
-        for name in ("networks", "few", "splits", "converge_steps"):
-            if getattr(self, name) < 1:
-                msg = f"{name}: got {getattr(self, name)}, expected at least 1."
-                raise ValueError(msg)
-        if not 0 <= self.seed < 2**31:
-            msg = f"seed: got {self.seed}, expected an integer from 0 to {2**31 - 1}."
-            raise ValueError(msg)
-        if not 0 < self.test_fraction < 1:
-            msg = f"test_fraction: got {self.test_fraction}, expected a number between 0 and 1, both excluded."
-            raise ValueError(msg)
+        expect(self, networks=1, few=1, splits=1, converge_steps=1)
 
 
 class _Program(NamedTuple):

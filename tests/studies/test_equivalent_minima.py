@@ -1,14 +1,12 @@
 """The study of equivalent minima, run small: its counts by other routes, its summary from the file, its page from the figures."""
 
 import itertools
-import json
 import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import xarray as xr
 
 import jaxsym as js
 from jaxsym import cli
@@ -25,17 +23,6 @@ def folder(tmp_path_factory):
     out = tmp_path_factory.mktemp("equivalent_minima")
     cli.main(["run", "equivalent_minima", "--out", str(out), "--quick", *SMALL.split()])
     return out
-
-
-@pytest.fixture(scope="module")
-def results(folder):
-    with xr.open_dataset(folder / "results.nc", engine="h5netcdf") as dataset:
-        return dataset.load()
-
-
-@pytest.fixture(scope="module")
-def summary(folder):
-    return json.loads((folder / "summary.json").read_text())
 
 
 def parts(vector):

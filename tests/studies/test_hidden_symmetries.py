@@ -1,14 +1,12 @@
 """The study of hidden symmetries, run small: its ranks by other routes, its summary from the file, its page from the figures."""
 
 import dataclasses
-import json
 import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import xarray as xr
 from scipy import stats
 
 import jaxsym as js
@@ -28,17 +26,6 @@ def folder(tmp_path_factory):
     options = f"--quick --architectures {','.join(NAMES)} --networks 12 --few 2 --trained 3 --steps 20"
     cli.main(["run", "hidden_symmetries", "--out", str(out), *options.split()])
     return out
-
-
-@pytest.fixture(scope="module")
-def results(folder):
-    with xr.open_dataset(folder / "results.nc", engine="h5netcdf") as dataset:
-        return dataset.load()
-
-
-@pytest.fixture(scope="module")
-def summary(folder):
-    return json.loads((folder / "summary.json").read_text())
 
 
 def forward(layers, x):

@@ -1,6 +1,5 @@
 """The zoo, run small: kernels by another route and from the oracles' table, its summary from the file, its page from the figures."""
 
-import json
 import math
 import re
 import sys
@@ -8,7 +7,6 @@ import sys
 import jax
 import numpy as np
 import pytest
-import xarray as xr
 from jax.flatten_util import ravel_pytree
 
 import jaxsym as js
@@ -33,17 +31,6 @@ def folder(tmp_path_factory):
         options = ["--quick", "--unknowns", "350", "--architectures", ",".join(NAMES)]
         cli.main(["run", "symmetry_zoo", "--out", str(out), *options])
     return out
-
-
-@pytest.fixture(scope="module")
-def results(folder):
-    with xr.open_dataset(folder / "results.nc", engine="h5netcdf") as dataset:
-        return dataset.load()
-
-
-@pytest.fixture(scope="module")
-def summary(folder):
-    return json.loads((folder / "summary.json").read_text())
 
 
 def row(results, name):

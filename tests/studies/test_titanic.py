@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import xarray as xr
 
 import jaxsym as js
 from jaxsym import cli, data
@@ -24,17 +23,6 @@ def folder(tmp_path_factory):
     options = "--quick --networks 5 --few 2 --splits 2 --converge-steps 120"
     cli.main(["run", "titanic", "--out", str(out), *options.split()])
     return out
-
-
-@pytest.fixture(scope="module")
-def results(folder):
-    with xr.open_dataset(folder / "results.nc", engine="h5netcdf") as dataset:
-        return dataset.load()
-
-
-@pytest.fixture(scope="module")
-def summary(folder):
-    return json.loads((folder / "summary.json").read_text())
 
 
 def test_summary_is_recomputed_from_the_file(results, summary):
