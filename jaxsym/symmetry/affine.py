@@ -19,6 +19,7 @@ from jaxsym.symmetry.shifts import Variable
 from jaxsym.symmetry.solve import Solver
 from jaxsym.symmetry.trace import Equation, Program, Value
 from jaxsym.symmetry.translations import Flip, Search
+from jaxsym.symmetry.units import extra
 from jaxsym.symmetry.weights import Shapes
 
 MIXING = ("sign", "scaling", "general_linear", "orthogonal")
@@ -65,7 +66,9 @@ def _uneven(variable: Variable, axes: frozenset[int], linear: Sequence[Factor]) 
     return variable.along is None and any(
         not axes.isdisjoint(slot.axes)
         for factor in linear
-        if factor.kind in MIXING and factor.classes != (-1,) and not (factor.kind == "orthogonal" and _upright(factor))
+        if factor.kind in MIXING
+        and factor.classes != (-1,)
+        and not (factor.kind == "orthogonal" and extra(factor, factor.slots[0]))
         for slot in factor.slots
         if slot.path == path
     )
@@ -79,11 +82,6 @@ def _turned(variable: Variable, linear: Sequence[Factor]) -> bool:
         for factor in linear
         for slot in factor.slots
     )
-
-
-def _upright(factor: Factor) -> bool:
-    """Whether rotations leave (1, ..., 1) alone."""
-    return factor.slots[0].where.shape[len(factor.shape) - 1] != factor.size
 
 
 class Bend(NamedTuple):

@@ -34,6 +34,10 @@ class Slot(NamedTuple):
     frame: tuple[str, int] | None = None
     """A leaf of gains, and the power (1 or -1) of it that the leaf is multiplied by while it is moved."""
 
+    def fills(self, positions: int) -> bool:
+        """Whether the units are all of so many positions, in order: nothing to pick."""
+        return np.array_equal(self.where.ravel(), np.arange(positions))
+
 
 class Factor(NamedTuple):
     """One factor of a symmetry group: a kind, acting on some units."""

@@ -360,7 +360,7 @@ def _move(leaf: Array, slot: Slot, act: Any, gains: Array | None = None) -> Arra
     order = (*slot.axes, *rest)
     first = leaf.transpose(order)
     flat = first.reshape(math.prod(first.shape[: len(slot.axes)]), -1)
-    every = np.array_equal(slot.where.ravel(), np.arange(len(flat)))  # in order: nothing to pick
+    every = slot.fills(len(flat))
     units = flat if every else flat[slot.where]  # [*copies, size, rest on these axes, all other axes]
     moved = act(units.reshape(*slot.where.shape[:-1], -1)).reshape(units.shape)
     if every:

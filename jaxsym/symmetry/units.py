@@ -30,14 +30,13 @@ def gathered(leaf: Any, slot: Slot) -> Any:
     """The units of one slot, ``[*copies, size, rest]``, of a leaf in JAX or NumPy."""
     rest = [axis for axis in range(leaf.ndim) if axis not in slot.axes]
     flat = leaf.transpose((*slot.axes, *rest)).reshape(math.prod(leaf.shape[i] for i in slot.axes), -1)
-    every = np.array_equal(slot.where.ravel(), np.arange(len(flat)))
-    return (flat if every else flat[slot.where]).reshape(*slot.where.shape[:-1], -1)
+    return (flat if slot.fills(len(flat)) else flat[slot.where]).reshape(*slot.where.shape[:-1], -1)
 
 
 def spread(values: Any, slot: Slot, shape: tuple[int, ...], fill: float) -> Any:
     """A number for each unit, ``[*copies, size]``, on the entries of that unit; broadcasts against the leaf. Elsewhere ``fill``."""
     sizes, where = [shape[axis] for axis in slot.axes], slot.where
-    if np.array_equal(where.ravel(), np.arange(math.prod(sizes))):
+    if slot.fills(math.prod(sizes)):
         xp = namespace(values)
         flat: Any = xp.broadcast_to(values[..., None], where.shape)
     elif isinstance(values, np.ndarray):
