@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from jaxsym.symmetry.atoms import Atom, factors, leaves
 from jaxsym.symmetry.facts import Known
 from jaxsym.symmetry.idioms import wide
-from jaxsym.symmetry.layout import dot_axes, filled
+from jaxsym.symmetry.layout import dot_axes, filled, untouched
 from jaxsym.symmetry.rules import CATALOGUE
 from jaxsym.symmetry.trace import Equation, Program, Value
 from jaxsym.symmetry.weights import Shapes
@@ -213,8 +213,10 @@ class _Search:
             self._opaque(equation)
         elif name == "branch":
             pass
-        elif (name == "gather" and filled(equation)) or name not in CATALOGUE or not CATALOGUE[name].linear:
+        elif name not in CATALOGUE or not CATALOGUE[name].linear or _filled(equation):
             self._bend(equation)
+        else:
+            self._pass(equation)
         for output in equation.outputs:
             self._see(output)
 
@@ -240,6 +242,23 @@ class _Search:
             }
             for axis in range(len(output.shape)):
                 self.refuse(output, axis)
+
+    def _pass(self, equation: Equation) -> None:
+        """What is constant along an axis stays so where the axis is handed on; rows by an index are the same where the index is."""
+        value, *others = equation.inputs
+        passed = untouched(equation)
+        for output in equation.outputs:
+            self.even[output] = {passed[axis] for axis in self.even[value] & passed.keys()}
+        for axis in self.even[value] - passed.keys():
+            self.refused.update(leaves(self.shapes.axes(value)[axis]))
+        if equation.primitive == "gather":
+            (output,), (indices,) = equation.outputs, others
+            offset = equation.params["dimension_numbers"].offset_dims
+            batch = [axis for axis in range(len(output.shape)) if axis not in offset]
+            self.even[output] |= {batch[axis] for axis in self.even[indices] if axis < len(batch)}
+        for other in others:
+            for axis in range(len(other.shape)):
+                self.refuse(other, axis)
 
     def _opaque(self, equation: Equation) -> None:
         """A value whose leaves were refactored: a sum that is not the last factor of its axis is left alone."""
@@ -351,10 +370,29 @@ class _Search:
 
     def _convolution(self, equation: Equation) -> None:
         value, kernel = equation.inputs
-        numbers = equation.params["dimension_numbers"]
+        (output,), numbers = equation.outputs, equation.params["dimension_numbers"]
+        channels = (value, numbers.lhs_spec[1]), (kernel, numbers.rhs_spec[1])
+        if any(axis in self.even[operand] for operand, axis in channels):
+            for operand, axis in channels:
+                self.refuse(operand, axis)
+        for operand, axis, target in (
+            (value, numbers.lhs_spec[0], numbers.out_spec[0]),
+            (kernel, numbers.rhs_spec[0], numbers.out_spec[1]),
+        ):
+            self.even[output] |= {target} if axis in self.even[operand] else set()
+        for operand, places in ((value, numbers.lhs_spec[2:]), (kernel, numbers.rhs_spec[2:])):
+            for axis in self.even[operand] & set(places):
+                self.refused.update(leaves(self.shapes.axes(operand)[axis]))
         if equation.params["feature_group_count"] > 1:
             self.refuse(value, numbers.lhs_spec[1])
             self.refuse(kernel, numbers.rhs_spec[0])
+
+
+def _filled(equation: Equation) -> bool:
+    """Whether an operation writes numbers of its own beside those that it moves."""
+    if equation.primitive == "pad":
+        return equation.inputs[1].constant is None or bool(equation.inputs[1].constant.any())
+    return equation.primitive == "gather" and bool(filled(equation))
 
 
 def _free(shapes: Shapes, value: Value, axis: int) -> bool:

@@ -6,7 +6,7 @@ rescalings to the least norm; changes of basis to orthonormal rows; then units a
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -14,11 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
+from jaxsym.symmetry import frames
 from jaxsym.symmetry.checks import expect_group
-from jaxsym.symmetry.factors import Slot
 from jaxsym.symmetry.group import AFFINE, Element, Symmetry
 from jaxsym.symmetry.host import namespace, normal
-from jaxsym.symmetry.scales import least
+from jaxsym.symmetry.scales import least, loose
 from jaxsym.symmetry.signs import Choice, choices, choose
 from jaxsym.symmetry.units import (
     TURNS,
@@ -128,19 +128,14 @@ def orbit_distance(sym: Symmetry, a: PyTree, b: PyTree) -> Float[Array, ""]:
     return jnp.sqrt(sum(jnp.sum((x - y) ** 2) for x, y in pairs if floating(x)))
 
 
-class _Side(NamedTuple):
-    """How a change of basis is undone: the sign of the exponent of the slots that become orthonormal, and their generic rank."""
-
-    exponent: int
-    rank: int
-
-
 class _Plan(NamedTuple):
     """What depends on the group alone."""
 
     passes: int
     """How often all translations are undone in turn."""
-    sides: dict[int, _Side]
+    loose: tuple[int, ...]
+    """Rescalings of nothing but what changes of basis move."""
+    steps: tuple[frames.Step, ...]
     """Changes of basis in the order in which they are undone."""
     turns: tuple[int, ...]
     """Rotations and changes of basis in the order in which their axes are found."""
@@ -165,19 +160,25 @@ class _Walk:
             step = tuple(parts.get(i, part) for i, part in enumerate(self.sym.identity()))
             self.element = self.sym.compose(step, self.element)
 
+    def balance(self, counted: dict[str, Any], moving: Sequence[int]) -> None:
+        """Some rescalings to the least norm."""
+        scaled, slope = least(self.sym, self.leaves, counted, moving, pinned=True)
+        self.ties |= {i: jnp.abs(slope[i]) > close(slope[i]) for i in slope}
+        self.go(scaled)
+
 
 def _canonical(sym: Symmetry, plan: _Plan, params: PyTree) -> Canonical:
     walk = _Walk(sym, params)
     walk.go(_origin(sym, walk.leaves, plan.passes))
-    scaled, slope = least(sym, walk.leaves, _unmixed(sym), pinned=True)
-    walk.ties |= {i: jnp.abs(slope[i]) > close(slope[i]) for i in slope}
-    walk.go(scaled)
+    walk.balance(_unmixed(sym), [i for i in numbers(sym, "scaling") if i not in plan.loose])
     if plan.early:
         chosen, unclear = choose(sym, plan.early, walk.leaves, numbers(sym, "permutation", *TURNS))
         walk.ties |= unclear
         walk.go(chosen)
         walk.go(_origin(sym, walk.leaves, plan.passes))
-    walk.go(_based(sym, plan.sides, walk.leaves))
+    walk.go(frames.straightened(sym, plan.steps, walk.leaves, plan.loose))
+    walk.leaves = frames.computing(sym, plan.steps, walk.leaves)
+    walk.balance(_turned(sym, plan.loose), plan.loose)
     ordered, ties = _ordered(sym, walk.leaves)
     walk.ties |= ties
     walk.go(ordered)
@@ -187,6 +188,8 @@ def _canonical(sym: Symmetry, plan: _Plan, params: PyTree) -> Canonical:
     chosen, unclear = choose(sym, plan.late, walk.leaves, ())
     walk.ties |= {i: walk.ties.get(i, False) | unclear[i] for i in unclear}
     walk.go(chosen)
+    walk.leaves = sym.leaves(sym.act(walk.element, params))
+    walk.go(frames.reduced(sym, plan.steps, walk.leaves))
     walk.go(_origin(sym, walk.leaves, plan.passes))
     ties = {i: np.zeros(factor.shape, bool) for i, factor in enumerate(sym.factors)} | walk.ties
     return Canonical(walk.element, sym.act(walk.element, params), tuple(jnp.asarray(ties[i]) for i in range(len(ties))))
@@ -202,8 +205,10 @@ def _planned(sym: Symmetry) -> _Plan:
     random = {path: normal(f"plan {path}", math.prod(shape)).reshape(shape) for path, shape in sym.shapes.items()}
     passes = _passes(sym, random)
     leaves = act(sym, _origin(sym, random, passes), random)
-    sides = _sides(sym, leaves)
-    leaves = act(sym, _based(sym, sides, leaves), leaves)
+    loosened = tuple(loose(sym, _unmixed(sym)))
+    steps = frames.planned(sym, leaves, loosened)
+    leaves = act(sym, frames.straightened(sym, steps, leaves, loosened), leaves)
+    leaves = frames.computing(sym, steps, leaves)
     turns, rest = [], numbers(sym, *TURNS)
     while rest:
         clear = {i: _axes(sym, i, rest, leaves) for i in rest}
@@ -211,7 +216,7 @@ def _planned(sym: Symmetry) -> _Plan:
         leaves = act(sym, {best: clear[best][0]}, leaves)
         turns.append(best)
         rest.remove(best)
-    return _Plan(passes, sides, tuple(turns), choices(sym, bent, plain), choices(sym, plain, ()))
+    return _Plan(passes, loosened, steps, tuple(turns), choices(sym, bent, plain), choices(sym, plain, ()))
 
 
 def _origin(sym: Symmetry, leaves: Leaves, passes: int) -> Parts:
@@ -243,94 +248,18 @@ def _passes(sym: Symmetry, leaves: Leaves) -> int:
 def _unmixed(sym: Symmetry) -> dict[str, np.ndarray]:
     """The entries whose squares keep their sum under all factors but the rescalings."""
     unmixed = {path: counts == 0 for path, counts in cover(sym, numbers(sym, "general_linear")).items()}
+    return {path: own & (path not in _crooked(sym)) for path, own in unmixed.items()}
+
+
+def _turned(sym: Symmetry, loosened: Sequence[int]) -> dict[str, np.ndarray]:
+    """The entries of these rescalings whose squares keep their sum under rotations."""
+    return {path: (own > 0) & (path not in _crooked(sym)) for path, own in cover(sym, loosened).items()}
+
+
+def _crooked(sym: Symmetry) -> set[str]:
+    """The leaves whose sum of squares is none that the group keeps: they are turned in a frame of gains, or signs shift them."""
     turned = {path for _, path, slot in slots(sym, range(len(sym.factors))) if slot.frame is not None}
-    for path in turned | shifted(sym, numbers(sym, "sign")):
-        unmixed[path] = np.zeros_like(unmixed[path])
-    return unmixed
-
-
-def _free(sym: Symmetry, i: int, exponent: int, others: Iterable[int]) -> list[tuple[str, Slot]]:
-    """The slots on one side of a change of basis that it moves once and none of the others does."""
-    own, blocked = cover(sym, [i]), cover(sym, others)
-    return [
-        (path, slot)
-        for _, path, slot in slots(sym, [i])
-        if slot.exponent * exponent > 0
-        and not gathered(blocked[path], slot).any()
-        and gathered(own[path], slot).max() == 1
-    ]
-
-
-def _stacked(leaves: Leaves, free: Sequence[tuple[str, Slot]]) -> Any:
-    """The units of several slots, ``[*copies, n, entries]``."""
-    units = [gathered(leaves[path], slot) for path, slot in free]
-    return namespace(*units).concatenate(units, axis=-1)
-
-
-def _sides(sym: Symmetry, leaves: Leaves) -> dict[int, _Side]:
-    """An order in which changes of basis are undone, each by entries that none of those after it moves."""
-    left, sides = numbers(sym, "general_linear"), {}
-    seen = framed(sym, leaves)
-    while left:
-        for i in left:
-            others = [j for j in left if j != i]
-            free = {side: _free(sym, i, side, others) for side in (1, -1)}
-            rank = {
-                side: int(np.linalg.matrix_rank(_stacked(seen, free[side])).min()) if free[side] else 0 for side in free
-            }
-            best = max(rank, key=lambda side: rank[side])
-            if rank[best] == sym.factors[i].size or sum(map(len, free.values())) == len(sym.factors[i].units):
-                sides[i] = _Side(best, rank[best])
-                left.remove(i)
-                break
-        else:
-            named = ", ".join("/".join(sym.factors[i].slots[0].path) for i in left)
-            msg = (
-                f"canonicalize: the changes of basis of {named} hold each other: no leaves that one of them moves alone have the rank of its units."
-                " Make these layers no wider than what they read or what reads them, or leave all but one out of the group:"
-                " dataclasses.replace(sym, factors=...)."
-            )
-            raise ValueError(msg)
-    return sides
-
-
-def _based(sym: Symmetry, sides: dict[int, _Side], leaves: Leaves) -> Parts:
-    """Undo changes of basis until only rotations are left of them."""
-    parts: Parts = {}
-    order = list(sides)
-    for position, i in enumerate(order):
-        exponent, rank = sides[i]
-        seen, others = framed(sym, leaves), order[position + 1 :]
-        outside = _free(sym, i, -exponent, others) if rank < sym.factors[i].size else []
-        out = _stacked(seen, outside) if outside else None
-        matrix = _orthonormal(_stacked(seen, _free(sym, i, exponent, others)), out, rank)
-        parts[i] = matrix if exponent > 0 else _dual(matrix)
-        leaves = act(sym, {i: parts[i]}, leaves)
-    return parts
-
-
-def _dual(matrix: Float[Array, "*copies n n"]) -> Float[Array, "*copies n n"]:
-    return namespace(matrix).linalg.inv(matrix).swapaxes(-1, -2)
-
-
-def _orthonormal(
-    into: Float[Array, "*copies n p"], out: Float[Array, "*copies n q"] | None, rank: int
-) -> Float[Array, "*copies n n"]:
-    """The matrix that makes all singular values of ``into`` 1, up to a rotation from the left.
-
-    Where its rank is less than ``n`` this also takes from ``out``, which the dual moves, what lies outside of the columns' span.
-    """
-    xp, size = namespace(into), into.shape[-2]
-    basis, values, _ = xp.linalg.svd(xp.linalg.qr(into.swapaxes(-1, -2), mode="r").swapaxes(-1, -2), full_matrices=True)
-    across = basis.swapaxes(-1, -2)
-    first = xp.concatenate([across[..., :rank, :] / values[..., :rank, None], across[..., rank:, :]], axis=-2)
-    if out is None:
-        return first
-    moved = _dual(first) @ out
-    shear = (moved[..., rank:, :] @ xp.linalg.pinv(moved[..., :rank, :])).swapaxes(-1, -2)
-    eye = xp.broadcast_to(xp.eye(size), first.shape)
-    above = xp.concatenate([eye[..., :rank, :rank], shear], axis=-1)
-    return xp.concatenate([above, eye[..., rank:, :]], axis=-2) @ first
+    return turned | shifted(sym, numbers(sym, "sign"))
 
 
 def _ordered(sym: Symmetry, leaves: Leaves) -> tuple[Parts, Parts]:

@@ -1,6 +1,6 @@
 """Rules of the operations that move, sum and contract axes; see :mod:`~jaxsym.symmetry.rules`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -243,7 +243,9 @@ def _convolution_weigh(weights: Weights, equation: Equation) -> None:
 # --- positions -------------------------------------------------------------------------------------------------------
 
 
-def _ordered(axes_of: Callable[[Equation], Any], why: str, weigh: Callable[[Weights, Equation], None]) -> Rule:
+def _ordered(
+    axes_of: Callable[[Equation], Any], why: str, weigh: Callable[[Weights, Equation], None], *, linear: bool = False
+) -> Rule:
     """Some axes keep their order (and lose their weights), the others pass."""
 
     def shape(shapes: Shapes, equation: Equation) -> None:
@@ -269,7 +271,15 @@ def _ordered(axes_of: Callable[[Equation], Any], why: str, weigh: Callable[[Weig
         for output in equation.outputs:
             weights.equal(output, value, {i: i for i in range(len(value.shape)) if i not in special})
 
-    return Rule(shape, passing)
+    return Rule(shape, passing, linear)
+
+
+def _along(equation: Equation) -> list[int]:
+    return [equation.params["axis"]]
+
+
+def _reversed(equation: Equation) -> list[int]:
+    return list(equation.params["dimensions"])
 
 
 def _windowed(equation: Equation) -> list[int]:
@@ -360,6 +370,30 @@ def _dynamic_slice_weigh(weights: Weights, equation: Equation) -> None:
         weights.none(index)
 
 
+SPECIAL: dict[str, Callable[[Equation], Iterable[int]]] = {
+    "rev": _reversed,
+    "cumsum": _along,
+    "reduce_window_sum": _windowed,
+    "pad": _padded,
+    "dynamic_slice": _dynamic_slice_whole,
+}
+"""The axes of the first operand along which an operation does something."""
+
+
+def untouched(equation: Equation) -> dict[int, int]:
+    """Axis of the first operand -> axis of each output, where a linear operation of one tensor only hands the axis on."""
+    name, rank = equation.primitive, len(equation.inputs[0].shape)
+    if name == "gather":
+        return gathered_whole(equation)
+    if name in ("scan_in", "squeeze"):
+        dropped = [0] if name == "scan_in" else equation.params["dimensions"]
+        return {axis: place for place, axis in enumerate(axis for axis in range(rank) if axis not in dropped)}
+    if name == "scan_out":
+        return {axis: axis + 1 for axis in range(rank)}
+    special = {axis % rank for axis in SPECIAL[name](equation)} if name in SPECIAL else set()
+    return {axis: axis for axis in range(rank) if axis not in special}
+
+
 def pinned_result(why: str) -> Rule:
     """Everything that it touches is pinned."""
 
@@ -426,24 +460,19 @@ LAYOUT: dict[str, Rule] = {
     "concatenate": Rule(_join_shape, _join_weigh, linear=True),
     "dot_general": Rule(_dot_shape, _dot_weigh, linear=True),
     "conv_general_dilated": Rule(_convolution_shape, _convolution_weigh, linear=True),
-    "rev": _ordered(lambda e: e.params["dimensions"], "reversed: its order matters", same),
-    **dict.fromkeys(("cumsum",), _ordered(lambda e: [e.params["axis"]], "a cumulative operation runs along it", same)),
-    **dict.fromkeys(
-        ("cummax", "cummin"), _ordered(lambda e: [e.params["axis"]], "a cumulative operation runs along it", larger)
-    ),
-    **dict.fromkeys(
-        ("cumprod", "cumlogsumexp"),
-        _ordered(lambda e: [e.params["axis"]], "a cumulative operation runs along it", nothing),
-    ),
-    **dict.fromkeys(("reduce_window_sum",), _ordered(_windowed, "positions under a window keep their order", same)),
+    "rev": _ordered(_reversed, "reversed: its order matters", same, linear=True),
+    "cumsum": _ordered(_along, "a cumulative operation runs along it", same, linear=True),
+    **dict.fromkeys(("cummax", "cummin"), _ordered(_along, "a cumulative operation runs along it", larger)),
+    **dict.fromkeys(("cumprod", "cumlogsumexp"), _ordered(_along, "a cumulative operation runs along it", nothing)),
+    "reduce_window_sum": _ordered(_windowed, "positions under a window keep their order", same, linear=True),
     **dict.fromkeys(
         ("reduce_window_max", "reduce_window_min"),
         _ordered(_windowed, "positions under a window keep their order", larger),
     ),
-    "pad": Rule(_ordered(_padded, "padded: its order matters", same).shape, _pad_weigh),
+    "pad": Rule(_ordered(_padded, "padded: its order matters", same).shape, _pad_weigh, linear=True),
     "gather": Rule(_gather_shape, _gather_weigh, linear=True),
     "dynamic_slice": Rule(
-        _ordered(_dynamic_slice_whole, "a slice at a computed place", same).shape, _dynamic_slice_weigh
+        _ordered(_dynamic_slice_whole, "a slice at a computed place", same).shape, _dynamic_slice_weigh, linear=True
     ),
     **dict.fromkeys(
         (

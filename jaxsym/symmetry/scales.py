@@ -1,6 +1,7 @@
 """Balancing: the point of an orbit of rescalings with the least norm, where every conserved charge of them is 0."""
 
 import functools
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -20,10 +21,34 @@ SWEEPS = 1000
 """Of equal ranges, at most."""
 
 
+def loose(sym: Symmetry, counted: Mapping[str, Any]) -> list[int]:
+    """The rescalings that change no counted entry; refuses where several change them all alike."""
+    moving = numbers(sym, "scaling")
+    first = dict(zip(moving, np.cumsum([0, *(math.prod(sym.factors[i].shape) for i in moving)]), strict=False))
+    size = sum(math.prod(sym.factors[i].shape) for i in moving)
+    told = np.zeros((size, size))  # exponents of pairs of units, over all entries
+    for path in {path for _, path, _ in slots(sym, moving)}:
+        own = []
+        for i, other, slot in slots(sym, moving):
+            if other == path:
+                units = int(first[i]) + np.arange(math.prod(slot.where.shape[:-1])).reshape(slot.where.shape[:-1])
+                label = np.broadcast_to(spread(units, slot, sym.shapes[path], -1), sym.shapes[path])
+                own.append((float(slot.exponent), np.where(counted[path], label, -1).ravel()))
+        for (e, one), (f, other) in itertools.product(own, own):
+            both = (one >= 0) & (other >= 0)
+            np.add.at(told, (one[both], other[both]), e * f)
+    still = told.diagonal() == 0
+    found = [i for i in moving if still[first[i] : first[i] + math.prod(sym.factors[i].shape)].any()]
+    if np.linalg.matrix_rank(told[~still][:, ~still], hermitian=True) < (~still).sum():
+        msg = "canonicalize: several rescalings of this group meet changes of basis, and nothing else tells them apart; leave one of them out."
+        raise ValueError(msg)
+    return found
+
+
 def least(
-    sym: Symmetry, params: Mapping[str, Array], counted: Mapping[str, Any], *, pinned: bool
+    sym: Symmetry, params: Mapping[str, Array], counted: Mapping[str, Any], moving: Sequence[int], *, pinned: bool
 ) -> tuple[Parts, Parts]:
-    """The rescalings to the least sum of squares over the counted entries, and the gradient that is left.
+    """Some rescalings, to the least sum of squares over the counted entries, and the gradient that is left.
 
     That sum is convex in the logarithms of the factors (a geometric programme). A unit that could shrink for ever, as its entries all grow with one
     factor, gets squares that add up to 1 where ``pinned``, and stays as it is otherwise.
@@ -33,11 +58,10 @@ def least(
     Newton with the step of Sun, Tran-Dinh 2019, arXiv:1703.04599, equation 9: the sum is generalised self-concordant of order 2 with the constant 2 in the seminorm
     ``max |log of the factor of an entry|``.
     """
-    moving = numbers(sym, "scaling")
     squares = {path: jnp.where(counted[path], params[path] ** 2, 0) for _, path, _ in slots(sym, moving)}
     dtype = jnp.result_type(*squares.values()) if squares else jnp.result_type(float)
-    grow = _each(sym, squares, lambda exponent: max(exponent, 0.0))
-    shrink = _each(sym, squares, lambda exponent: max(-exponent, 0.0))
+    grow = _each(sym, squares, moving, lambda exponent: max(exponent, 0.0))
+    shrink = _each(sym, squares, moving, lambda exponent: max(-exponent, 0.0))
     one_sided = {i: (shrink[i] == 0) * 1.0 - (grow[i] == 0) * 1.0 for i in moving}
     held = {i: (one_sided[i] == 0) | pinned for i in moving}
     target = {i: jnp.where(grow[i] + shrink[i] > 0, one_sided[i], 0).astype(dtype) for i in moving}
@@ -53,12 +77,12 @@ def least(
         return {path: squares[path] * jnp.exp(2 * log) for path, log in logs(point).items()}
 
     def gradient(point: Parts) -> Parts:
-        found = _each(sym, scaled(point), lambda exponent: exponent)
+        found = _each(sym, scaled(point), moving, lambda exponent: exponent)
         return {i: jnp.where(held[i], found[i] - target[i], 0) for i in moving}
 
     def newton(point: Parts) -> tuple[Parts, Array]:
         slope, product = jax.linearize(gradient, point)
-        diagonal = _each(sym, scaled(point), lambda exponent: 2 * exponent**2)
+        diagonal = _each(sym, scaled(point), moving, lambda exponent: 2 * exponent**2)
         precondition = lambda v: {i: v[i] / jnp.where(diagonal[i] > 0, diagonal[i], 1) for i in moving}  # noqa: E731
         hessian = lambda v: product({i: jnp.where(held[i], v[i], 0) for i in moving})  # noqa: E731
         step, _ = jax.scipy.sparse.linalg.cg(hessian, jax.tree.map(jnp.negative, slope), tol=1e-10, M=precondition)
@@ -80,7 +104,7 @@ def least(
     if not moving:
         return start, start
     point, _, _ = jax.lax.while_loop(going, body, (start, jnp.array(jnp.inf, dtype), jnp.array(0)))
-    mass = _each(sym, scaled(point), abs)
+    mass = _each(sym, scaled(point), moving, abs)
     return point, {i: gradient(point)[i] / jnp.where(mass[i] > 0, mass[i], 1) for i in moving}
 
 
@@ -128,15 +152,17 @@ def balance(sym: Symmetry, params: PyTree, norm: float = 2) -> PyTree:
         return params
     leaves = sym.leaves(params)
     if norm == 2:
-        parts, _ = least(sym, leaves, dict.fromkeys(sym.shapes, np.True_), pinned=False)
+        parts, _ = least(sym, leaves, dict.fromkeys(sym.shapes, np.True_), moving, pinned=False)
     else:
         parts = _equal_ranges(sym, leaves, moving)
     return sym.act(tuple(parts.get(i, part) for i, part in enumerate(sym.still())), params)
 
 
-def _each(sym: Symmetry, entries: Mapping[str, Array], weight: Callable[[float], float]) -> Parts:
-    """For each unit of each scaling the sum of its entries, weighted by a function of the exponent."""
-    found = {i: jnp.zeros(sym.factors[i].shape) for i in numbers(sym, "scaling")}
+def _each(
+    sym: Symmetry, entries: Mapping[str, Array], moving: Sequence[int], weight: Callable[[float], float]
+) -> Parts:
+    """For each unit of some scalings the sum of its entries, weighted by a function of the exponent."""
+    found = {i: jnp.zeros(sym.factors[i].shape) for i in moving}
     for i, path, slot in slots(sym, found):
         found[i] = found[i] + weight(slot.exponent) * gathered(entries[path], slot).sum(-1)
     return found

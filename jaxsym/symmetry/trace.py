@@ -30,6 +30,24 @@ CALLS = (
 """Primitives, by the beginning of their name, that call a sub-jaxpr with their operands."""
 
 
+def _stack(*arrays: Any, axis: int) -> Any:
+    return jax.lax.concatenate([jax.lax.expand_dims(array, (axis,)) for array in arrays], axis)
+
+
+def _unstack(array: Any, *, axis: int) -> list[Any]:
+    return [jax.lax.index_in_dim(array, i, axis, keepdims=False) for i in range(array.shape[axis])]
+
+
+def _tile(array: Any, *, reps: tuple[int, ...]) -> Any:
+    pairs = [size for pair in zip(reps, array.shape, strict=True) for size in pair]
+    apart = jax.lax.broadcast_in_dim(array, pairs, range(1, len(pairs), 2))
+    return jax.lax.reshape(apart, [n * size for n, size in zip(reps, array.shape, strict=True)])
+
+
+SPELLED_OUT: dict[str, Callable[..., Any]] = {"stack": _stack, "unstack": _unstack, "tile": _tile}
+"""Primitives that newer versions of JAX write for what others do together."""
+
+
 @dataclasses.dataclass(eq=False)
 class Value:
     """A tensor of the program: a parameter, an input, a constant or the result of an equation."""
@@ -114,6 +132,10 @@ def _program(closed: Any, params: Any) -> Program:
     return program
 
 
+def _shape(aval: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(aval.shape, aval.dtype)
+
+
 def _open(jaxpr: Any) -> tuple[Jaxpr, list[Any]]:
     """A jaxpr and its constants; before jax 0.12 they come closed in a ``ClosedJaxpr``."""
     if isinstance(jaxpr, ClosedJaxpr):
@@ -151,6 +173,9 @@ def _inline(program: Program, jaxpr: Jaxpr, environment: dict[Any, Value], loops
             _append(program, "branch", [inputs[0]], [])
         elif name == "while":
             results = _while(program, params, inputs, loops)
+        elif name in SPELLED_OUT:
+            plain = jax.make_jaxpr(functools.partial(SPELLED_OUT[name], **params))
+            results = _call(program, plain(*(_shape(variable.aval) for variable in equation.invars)), inputs, loops)
         elif (inner := _called(name, params)) is not None:
             results = _call(program, inner, inputs, loops)
         else:

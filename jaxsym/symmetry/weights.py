@@ -157,7 +157,21 @@ class Weights:
         if self.anything(value):
             return
         self._merge((value, -1, 0), (output, -1, 0))
-        self._pairs(*([slot for axis in range(len(v.shape)) for slot in self.slots(v, axis)] for v in (value, output)))
+        before, after = (
+            [slot for axis in range(len(v.shape)) for slot in self.slots(v, axis)] for v in (value, output)
+        )
+        if self._match(before, after):
+            self._pairs(before, after)
+            return
+        for atom in {self.atom(slot): None for slot in (*before, *after)}:  # a sum times a set: the set, for each term
+            sides = [[slot for slot in side if self.atom(slot) is atom] for side in (before, after)]
+            if min(map(len, sides)) == 1:
+                for slot in sides[1]:
+                    self._merge(sides[0][0], slot)
+                for slot in sides[0]:
+                    self._merge(slot, sides[1][0])
+            else:
+                self._nought(*sides[0], *sides[1])
 
     def equal_part(self, part: Value, whole: Value, ranges: Sequence[tuple[int, int]], passing: Sequence[bool]) -> None:
         """Equal weights where ``part`` is a block of ``whole``, given by the range of positions on each axis."""

@@ -17,7 +17,7 @@ from jaxsym.symmetry.verify import perturbed, wide
 from tests.symmetry.networks import BUILDERS
 
 QUICK = ("sin", "attention", "relu skips", "cross entropy")
-HELD = ("identity", "recurrent linear")  # changes of basis that hold each other
+HELD = ("recurrent linear",)  # a rescaling of all that could tell its change of basis
 
 
 @functools.cache
@@ -220,6 +220,81 @@ def test_balance_has_the_least_norm():
         for seed in range(5):
             step = 0.1 * jax.random.normal(jax.random.key(seed), (sym.dim,))
             assert norm(sym.act(sym.exp(step), even)) > norm(even)
+
+
+def chain(p, x):
+    for k in range(len(p)):
+        x = x @ p[f"w{k}"]
+    return x
+
+
+def scanned(p, x):
+    return jax.lax.scan(lambda h, row: (h @ p["w"] + row @ p["a"], (h @ p["c"])), jnp.zeros((3, 5)), x)[1]
+
+
+def weights(**shapes):
+    return {
+        name: jax.random.normal(jax.random.key(i), shape, "float64") for i, (name, shape) in enumerate(shapes.items())
+    }
+
+
+def linear(*widths):
+    return chain, {f"w{k}": pair for k, pair in enumerate(itertools.pairwise(widths))}
+
+
+def unit(h):
+    return h / jnp.sqrt((h**2).mean(-1, keepdims=True))
+
+
+BASES = {
+    "wider than the inputs": linear(3, 8, 8, 8, 2),
+    "wider than the outputs, later": linear(2, 5, 4, 3),
+    "wide in the middle": linear(2, 6, 14, 6, 2),
+    "a bottleneck between": linear(2, 6, 4, 9, 3, 7, 5, 2),
+    "up and down": linear(2, 4, 8, 4, 8, 4, 3),
+    "narrow": linear(6, 5, 4, 3),
+    "a linear state": (scanned, {"a": (2, 5), "w": (5, 5), "c": (5, 2)}),
+    "a rescaling of what a change of basis moves": (
+        lambda p, x: unit(x @ p["a"] @ p["b"]) @ p["c"],
+        {"a": (7, 2), "b": (2, 4), "c": (4, 3)},
+    ),
+    "rescalings on both sides": (
+        lambda p, x: jax.nn.relu(jax.nn.relu(x @ p["a"]) @ p["b"] @ p["c"]) @ p["d"],
+        {"a": (7, 5), "b": (5, 2), "c": (2, 4), "d": (4, 3)},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BASES)
+def test_changes_of_basis(name):
+    with jax.enable_x64(True):
+        apply, shapes = BASES[name]
+        params = weights(**shapes)
+        x = jax.random.normal(jax.random.key(9), (4, 3, next(iter(shapes.values()))[0]))
+        sym = js.discover(apply, params, x)
+        canonical = jax.jit(functools.partial(js.canonicalize, sym))
+        first = canonical(params)
+        assert any(factor.kind == "general_linear" for factor in sym.factors)
+        assert not any(tie.any() for tie in first.ties)
+        chex.assert_trees_all_close(apply(first.params, x), apply(params, x), rtol=1e-9, atol=1e-9)
+        assert apart(sym.act(first.element, params), first.params) < 1e-12
+        assert apart(canonical(first.params).params, first.params) < 1e-9
+        for seed in range(2):
+            moved = sym.act(sym.sample(jax.random.key(seed), 0.3), params)
+            assert apart(canonical(moved).params, first.params) < 1e-9, seed
+
+
+def test_wide_linear_layers_show_what_does_not_compute():
+    """Of 6 + 14 + 6 units of a linear network of rank 2 the canonical form leaves 2 in each layer to compute, and identities between the others."""
+    with jax.enable_x64(True):
+        apply, shapes = BASES["wide in the middle"]
+        params = weights(**shapes)
+        sym = js.discover(apply, params, jnp.ones((4, 2)))
+        form = js.canonicalize(sym, params).params
+        np.testing.assert_allclose(form["w1"][:4], np.eye(4, 14), atol=1e-9)
+        np.testing.assert_allclose(form["w2"][:12, :4], np.eye(12, 4), atol=1e-9)
+        for name, axis, spare in (("w0", 1, 4), ("w3", 0, 4)):
+            assert abs(np.moveaxis(form[name], axis, 0)[:spare]).max() < 1e-9
 
 
 @pytest.mark.parametrize("name", HELD)

@@ -175,6 +175,59 @@ def centred(h):
     return h - h.mean(-1, keepdims=True)
 
 
+def alike(p, x):
+    """Four copies of one number, which no change of basis of what reads them tells apart from another four."""
+    return jnp.broadcast_to((x @ p["a"])[:, :1], (5, 4))
+
+
+ALIKE = {  # operations that hand on an axis along which all is the same
+    "neg": lambda p, x: -alike(p, x) @ p["c"],
+    "slice": lambda p, x: alike(p, x)[:3] @ p["c"],
+    "split": lambda p, x: jnp.split(alike(p, x), [2], 0)[0] @ p["c"],
+    "squeeze": lambda p, x: lax.squeeze(alike(p, x)[:1], (0,)) @ p["c"],
+    "rev": lambda p, x: lax.rev(alike(p, x), (0,)) @ p["c"],
+    "cumsum": lambda p, x: jnp.cumsum(alike(p, x), 0) @ p["c"],
+    "pad": lambda p, x: jnp.pad(alike(p, x), ((1, 0), (0, 0))) @ p["c"],
+    "gather": lambda p, x: (x @ p["a"])[:, jnp.array([1, 1, 1, 1])] @ p["c"],
+    "gather of rows": lambda p, x: alike(p, x)[jnp.array([1, 0, 1])] @ p["c"],
+    "dynamic slice": lambda p, x: lax.dynamic_slice(alike(p, x), (jnp.argmax(x[:, 0]), 0), (2, 4)) @ p["c"],
+    "scan in": lambda p, x: lax.scan(lambda c, h: (c, h @ p["c"]), 0.0, alike(p, x))[1],
+    "scan out": lambda p, x: lax.scan(lambda c, h: (c, jnp.broadcast_to((h @ p["a"])[:1], (4,))), 0.0, x)[1] @ p["c"],
+    "tile": lambda p, x: jnp.tile((x @ p["a"])[:, :1], (1, 4)) @ p["c"],
+    "convolution": lambda p, x: lax.conv_general_dilated(
+        jnp.broadcast_to(alike(p, x)[:, None], (5, 3, 4)),
+        p["c"][None],
+        (1,),
+        "VALID",
+        dimension_numbers=("NWC", "WIO", "NWC"),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ALIKE)
+def test_what_is_alike_has_no_basis(name):
+    params = {"a": normal(3, 2), "c": normal(4, 2)}
+    sym = js.discover(ALIKE[name], params, X)
+    found = [factor.kind for factor in sym.factors for slot in factor.slots if slot.path == ("c",) and factor.size == 4]
+    assert found == ["permutation"]
+
+
+TOGETHER = {
+    "stack": lambda p, h: jnp.stack([h, h**3], 1).reshape(5, -1) @ p["c"],
+    "stack at the end": lambda p, h: jnp.einsum("bji,ijk->bk", jnp.stack([h, h**3], -1), p["c"].reshape(2, 4, 2)),
+    "tile": lambda p, h: jnp.tile(h, (1, 2)) @ p["c"] + h @ p["d"],
+}
+
+
+@pytest.mark.parametrize("name", TOGETHER)
+def test_operations_that_newer_versions_write_in_one(name):
+    """``stack`` and ``tile`` are what they do together with others: a unit and what is made of it move alike."""
+    params = {"a": normal(3, 4), "c": normal(8, 2)} | ({"d": normal(4, 2)} if name == "tile" else {})
+    sym = js.discover(lambda p, x: TOGETHER[name](p, jnp.tanh(x @ p["a"])), params, X)
+    copies = {("permutation", 2, 4): 1} if name == "tile" else {}
+    assert collections.Counter((f.kind, f.size, f.copies) for f in sym.factors) == FLIPS | copies
+
+
 OVERLAPS = {
     "rows and columns of embeddings": (
         lambda p, t: jnp.tanh(centred(p["e"][t] + p["q"]) @ p["a"]) @ p["c"],
