@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import itertools
 import math
 import time
 from collections.abc import Callable, Iterable
@@ -142,7 +143,7 @@ MEANING = {
     "hidden": "kernel less orbit",
     "on_data": "further kernel that these inputs alone have, at these parameters",
     "gap": "smallest kept singular value over the largest dropped one",
-    "points": "random parameters of which those with the smallest kernel were taken",
+    "points": "random parameters that were tried, of which those with the smallest kernel were taken",
     "hidden_in": "leaves that hidden directions lie in, with their share of the dimensions",
     "not_certified": "why there is no kernel; empty where there is",
     "unknowns": "of the linear system of the black-box Lie algebra",
@@ -205,19 +206,17 @@ def _row(name: str, family: str, config: Config) -> Row:
 
 
 def _certified(row: Row, architecture: Architecture, sym: Symmetry, key: Array) -> Row:
-    """The kernel at random parameters, or at the most generic of a few where some of it is hidden at the first."""
+    """The kernel at random parameters: at the first where none of it is hidden, or at the most generic of a few."""
     if row.parameters > LARGEST:
         return row._replace(not_certified=f"too large: {row.parameters} parameters, at most {LARGEST}")
     inputs_key, points_key = jax.random.split(key)
     apply, inputs = many(architecture, inputs_key)
     keys = jax.random.split(points_key, POINTS[row.parameters > SMALL])
-    move = jax.jit(lambda key, strength: perturbed(key, architecture.params, strength), static_argnums=1)
-    first, tried = move(keys[0], STRENGTHS[0]), 1
+    strengths = itertools.chain(STRENGTHS[:1], itertools.repeat(STRENGTHS[1]))
+    points = (perturbed(own, architecture.params, strength) for own, strength in zip(keys, strengths, strict=False))
     try:
-        found = certify(apply, sym, first, *inputs)
-        if found.hidden:
-            points, tried = [first, *(move(key, STRENGTHS[1]) for key in keys[1:])], len(keys)
-            found = certify(apply, sym, _most_generic(apply, points, inputs), *inputs)
+        point, tried = _most_generic(apply, points, inputs, int(row.parameters - row.dim))
+        found = certify(apply, sym, point, *inputs)
     except ValueError as error:
         return row._replace(not_certified=str(error), points=tried)
     shares = sorted(found.shares.items(), key=lambda pair: -pair[1])
@@ -233,13 +232,20 @@ def _certified(row: Row, architecture: Architecture, sym: Symmetry, key: Array) 
     )
 
 
-def _most_generic(apply: Callable[..., Any], points: list[PyTree], inputs: tuple[Any, ...]) -> PyTree:
-    """The point of the largest rank that is clear: a ReLU that is dead or always on elsewhere is not here."""
+def _most_generic(
+    apply: Callable[..., Any], points: Iterable[PyTree], inputs: tuple[Any, ...], most: int
+) -> tuple[PyTree, int]:
+    """The point of the largest rank that is clear, and how many were tried until one had the ``most``: a ReLU that is dead elsewhere is not here."""
+    best, tried = (-2, None), 0
     with jax.enable_x64(True), jax.default_matmul_precision("highest"):
-        inputs = wide(inputs)
-        function = Function(apply, wide(points[0]))
-        ranks = [_clear_rank(function.jacobian(wide(point), inputs)) for point in points]
-    return points[int(np.argmax(ranks))]
+        inputs, function = wide(inputs), None
+        for point in points:
+            function = function or Function(apply, wide(point))
+            rank = _clear_rank(function.jacobian(wide(point), inputs))
+            best, tried = max(best, (rank, point), key=lambda pair: pair[0]), tried + 1
+            if rank == most:
+                break
+    return best[1], tried
 
 
 def _clear_rank(jacobian: Float[np.ndarray, "outputs size"]) -> int:

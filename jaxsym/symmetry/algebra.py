@@ -200,11 +200,11 @@ def _seen(
     function: Function, terms: tuple[_Term, ...], params: PyTree, inputs: tuple[Any, ...], key: Array
 ) -> Iterator[tuple[dict[str, np.ndarray], Float[np.ndarray, "rows unknowns"]]]:
     """Random parameters without end, each with the equations that it gives."""
-    draw = jax.jit(lambda key, strength: perturbed(key, (params, inputs), strength), static_argnums=1)
 
     def sights() -> Iterator[tuple[dict[str, np.ndarray], np.ndarray]]:
         for number in itertools.count():
-            point, given = draw(jax.random.fold_in(key, number), STRENGTHS[number % len(STRENGTHS)])
+            strength = STRENGTHS[number % len(STRENGTHS)]
+            point, given = perturbed(jax.random.fold_in(key, number), (params, inputs), strength)
             yield function.named(point), function.jacobian(point, given)
 
     rest = sights()

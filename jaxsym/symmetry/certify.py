@@ -142,13 +142,12 @@ def certify(
         on_data = local = 0
         if hidden:
             keys = jax.random.split(key, MORE + max(num - 1, 0))
-            move = jax.jit(lambda key, tree: perturbed(key, tree, 1.0))  # compiled once, not operation by operation
-            more = [function.jacobian(params, move(other, inputs)) for other in keys[:MORE]]
+            more = [function.jacobian(params, perturbed(other, inputs, 1.0)) for other in keys[:MORE]]
             on_data = len(kernel) - (function.size - _kernel(np.concatenate([here, *more]))[0])
-            ranks = [_kernel(function.jacobian(move(other, params), inputs))[0] for other in keys[MORE:]]
+            ranks = [_kernel(function.jacobian(perturbed(other, params, 1.0), inputs))[0] for other in keys[MORE:]]
             local = max([rank, *ranks]) - rank
         rest = _apart(kernel, orbit, hidden)
-        directions = jax.vmap(function.back)(jnp.asarray(rest)) if hidden else None
+        directions = function.stacked(rest) if hidden else None
     shares = dict.fromkeys(tree.leaves(params), 0.0)
     if directions is not None:
         shares |= {path: float((np.asarray(leaf, float) ** 2).sum()) for path, leaf in tree.leaves(directions).items()}
@@ -191,6 +190,19 @@ class Function:
             leaves[i] = vector[start : start + size].reshape(self.shapes[i])
             start += size
         return jax.tree.unflatten(self.structure, leaves)
+
+    def stacked(self, rows: Float[np.ndarray, "count size"]) -> PyTree:
+        """A pytree like the parameters, leaves ``[count, *leaf]``: rows taken apart on the host."""
+        leaves = [np.zeros((len(rows), *shape)) for shape in self.shapes]
+        ends = np.cumsum([math.prod(self.shapes[i]) for i in self.moving])
+        for i, part in zip(self.moving, np.split(rows, ends[:-1], axis=1), strict=True):
+            leaves[i] = part.reshape(-1, *self.shapes[i])
+        return jax.tree.map(jnp.asarray, jax.tree.unflatten(self.structure, leaves))
+
+    def rows(self, stacked: PyTree) -> Float[np.ndarray, "count size"]:
+        """What :meth:`stacked` makes, as rows."""
+        leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(stacked)]
+        return np.concatenate([leaves[i].reshape(len(leaves[i]), -1) for i in self.moving], axis=1)
 
     def _differentiate(self, params: PyTree, inputs: Any, directions: Array) -> Array:
         def outputs(vector: Array) -> Array:
@@ -251,8 +263,7 @@ def _kernel(jacobian: Float[np.ndarray, "outputs size"]) -> tuple[int, float, Fl
 def _tangents(sym: Symmetry, params: PyTree, function: Function) -> Float[np.ndarray, "dim size"]:
     if not sym.dim:
         return np.zeros((0, function.size))
-    found = jax.jit(sym.tangents)(params)
-    return np.asarray(jax.vmap(function.vector)(found))
+    return function.rows(jax.jit(sym.tangents)(params))
 
 
 def _orbit(

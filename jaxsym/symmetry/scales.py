@@ -29,8 +29,8 @@ def loose(sym: Symmetry, counted: Mapping[str, Any]) -> list[int]:
     told = np.zeros((size, size))  # exponents of pairs of units, over all entries
     for path in {path for _, path, _ in slots(sym, moving)}:
         own = []
-        for i, other, slot in slots(sym, moving):
-            if other == path:
+        for i, where, slot in slots(sym, moving):
+            if where == path:
                 units = int(first[i]) + np.arange(math.prod(slot.where.shape[:-1])).reshape(slot.where.shape[:-1])
                 label = np.broadcast_to(spread(units, slot, sym.shapes[path], -1), sym.shapes[path])
                 own.append((float(slot.exponent), np.where(counted[path], label, -1).ravel()))

@@ -202,7 +202,14 @@ def perturbed(key: Array, tree: PyTree, scale: float = 0.3) -> PyTree:
     """
     tree = jax.tree.map(jnp.asarray, tree)
     noise = jax.random.normal(key, (sum(leaf.size for leaf in jax.tree.leaves(tree)),))
-    return jax.tree.map(lambda leaf, own: _shifted(leaf, own, scale), tree, _like(tree, noise))
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in (noise, *jax.tree.leaves(tree))):
+        return jax.tree.map(lambda leaf, own: _shifted(leaf, own, scale), tree, _like(tree, noise))
+
+    def shifted(leaf: Array, own: np.ndarray) -> Array:  # on the host, where nothing compiles
+        floating = jnp.issubdtype(leaf.dtype, jnp.floating)
+        return jnp.asarray(_shifted(np.asarray(leaf), own, scale)) if floating else leaf
+
+    return jax.tree.map(shifted, tree, _like(tree, np.asarray(noise)))
 
 
 def _like(tree: PyTree, noise: Any) -> PyTree:
@@ -256,7 +263,7 @@ def _trial(
     strength: float,
     shrink: float,
 ) -> _Trial:
-    """Compare the outputs at one point: not moved; moved by all, by all after rounding, and by one factor after the other."""
+    """Compare the outputs at one point: not moved; moved by all, by all after rounding, by rounding, and by one factor after the other."""
     noise = _like(start, normal(f"{key} noise", sum(leaf.size for leaf in jax.tree.leaves(start))))
     shifted = jax.tree.map(lambda leaf, own: _shifted(leaf, own, strength * shrink), start, noise)
     params, inputs = shifted[0], shifted[1] if move_inputs else start[1]
@@ -265,7 +272,7 @@ def _trial(
     element = sym.element(_ELEMENT * max(shrink, SHRINK[-2]) * normal(f"{key} continuous", sym.dim), units)
     still = sym.still()
     alone = [(*still[:i], part, *still[i + 1 :]) for i, part in enumerate(element)]
-    rows = [(element, params), (element, rounded), *((one, params) for one in alone)]
+    rows = [(element, params), (element, rounded), (still, rounded), *((one, params) for one in alone)]
     sums = [np.zeros(0)] * 3
     for some in keys:
         base = np.asarray(run(params, inputs, some), float)
@@ -286,14 +293,14 @@ def _judged(base: np.ndarray, change: np.ndarray, square: np.ndarray, count: int
         scale = _largest(base, group)
         variance = np.maximum(square - change**2, 0) / (count - 1) if count > 1 else np.zeros_like(square)
         noise = limits.quantile * np.sqrt(variance) / scale
-        rounding = _largest(np.abs(change[1] - change[0]), group) / scale
+        rounding = _largest(np.maximum(np.abs(change[1] - change[0]), np.abs(change[2])), group) / scale
         nought = np.where(scale < NOUGHT, 8 * rounding, 0)
         ratio = np.abs(change) / scale / np.maximum(np.maximum(limits.tolerance, noise), nought)
         ratio = np.where(change == 0, 0, ratio)
     finite = np.isfinite(change) & np.isfinite(square)
     ratio = np.where(finite, ratio, np.inf)
     worst = ratio.argmax(axis=1, keepdims=True)
-    rows = [0, *range(2, len(ratio))]
+    rows = [0, *range(3, len(ratio))]
     ratio, noise = (np.take_along_axis(values, worst, axis=1)[rows, 0] for values in (ratio, noise))
     defined = bool(np.isfinite(base).all())
     return _Trial(ratio, noise, defined, defined and bool(finite.all()) and rounding.max() <= limits.tolerance / 8)
