@@ -5,6 +5,7 @@ constant contraction of another. A combination ``xi`` of them is a symmetry when
 that is a linear system with more equations than unknowns, and its null space is the algebra.
 """
 
+import collections
 import dataclasses
 import itertools
 import math
@@ -19,7 +20,7 @@ from jaxtyping import Array, Float, PyTree
 from jaxsym import tree
 from jaxsym.symmetry.certify import Function
 from jaxsym.symmetry.checks import checked, expect_group, expect_values
-from jaxsym.symmetry.group import Symmetry
+from jaxsym.symmetry.group import Symmetry, columns
 from jaxsym.symmetry.verify import perturbed, wide
 
 LARGEST = 3000
@@ -98,8 +99,15 @@ class Algebra:
 
     dim: int
     orbit_dim: int
-    generators: tuple[dict[str, Float[np.ndarray, "..."]], ...]
+    generators: tuple[dict[str, Float[np.ndarray, "..."]], ...] = dataclasses.field(repr=False)
     terms: tuple[_Term, ...] = dataclasses.field(repr=False)
+
+    def __str__(self) -> str:
+        """The dimensions, and what moves in how many generators."""
+        moved = collections.Counter(name for generator in self.generators for name in generator)
+        rows = [(term.name, str(moved[term.name])) for term in self.terms if moved[term.name]]
+        head = f"{self.dim} constant generators, orbits of dimension {self.orbit_dim}"
+        return "\n".join([head, "", *columns([("moves", "in generators"), *rows])] if rows else [head])
 
     def tangents(self, params: PyTree) -> PyTree:
         """The generators at ``params``: a pytree like it, leaves ``[dim, *leaf]``; in float64 on the host."""

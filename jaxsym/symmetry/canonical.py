@@ -82,12 +82,13 @@ def canonicalize(sym: Symmetry, params: PyTree) -> Canonical:
     TypeError
         If ``sym`` is no group.
     ValueError
-        If the parameters do not fit it, it contains a user's own action, or changes of basis that hold each other: of two narrowing linear layers
-        without bias, for instance.
+        If the parameters do not fit it, it contains a user's own action, or changes of basis that hold each other in another way than layers behind one
+        another do; rescalings that nothing but changes of basis tells apart.
 
     Notes
     -----
-    *Source*: minimal vectors of Kempf, Ness 1979 for the rescalings, which are unique up to the compact part of the group.
+    *Source*: minimal vectors of Kempf, Ness 1979 for the rescalings, which are unique up to the compact part of the group; for changes of basis see
+    :mod:`jaxsym.symmetry.frames`.
 
     Examples
     --------

@@ -143,6 +143,13 @@ def test_what_discovery_left_out_is_counted():
     assert lie_algebra(apply, params, *inputs).beyond(nothing, params) == 4
 
 
+def test_it_says_what_moves():
+    apply, params, inputs = both(MLP((4, 2), "relu"), X)
+    said = str(lie_algebra(apply, params, *inputs))
+    assert said.startswith("4 constant generators, orbits of dimension 4")
+    assert "params/Dense_0/kernel axis 1" in said
+
+
 def test_without_a_gap_it_refuses():
     """A weight that a millionth of a millionth is multiplied with."""
     apply = lambda p, x: x @ p["a"] * (1 + 4e-12 * p["t"]) / jnp.linalg.norm(p["a"])  # noqa: E731
