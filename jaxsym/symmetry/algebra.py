@@ -35,6 +35,8 @@ SURPLUS = 1.6
 NOUGHT = 1e-11
 """Singular values up to this, of equations and unknowns that are scaled to length 1, are 0: an absolute threshold, for without symmetry the smallest
 are not small, and with nothing but symmetry all are rounding."""
+EXACT = 1e-14
+"""A generator is as exact as this over the least singular value that is not 0, and holds no better than that at other parameters."""
 GAP = 10.0
 """No singular value lies within this factor of the threshold."""
 STRENGTHS = (0.5, 1.0, 2.0)
@@ -192,11 +194,11 @@ def lie_algebra(apply: Callable[..., Any], params: PyTree, *inputs: Any, key: Ar
             points.append(point)
             equations.append(told)
         scale, kept = _independent(terms, points)
-        null = _null(np.concatenate(equations)[:, kept] / scale / math.sqrt(len(points)))
+        null, least = _null(np.concatenate(equations)[:, kept] / scale / math.sqrt(len(points)))
         cut = True
         while cut and len(null):  # equations may say the same twice: what is left must hold at fresh parameters too
             told = np.concatenate([rows for _, rows in itertools.islice(sights, FRESH)])
-            rest = _null(told[:, kept] / scale / math.sqrt(FRESH) @ null.T)
+            rest, _ = _null(told[:, kept] / scale / math.sqrt(FRESH) @ null.T, max(NOUGHT, EXACT / least))
             cut, null = len(rest) < len(null), rest @ null
     found = np.zeros((len(null), unknowns))
     found[:, kept] = _echelon(null / scale)
@@ -332,13 +334,16 @@ def _independent(terms: tuple[_Term, ...], points: list[dict[str, np.ndarray]]) 
     return np.concatenate(scales), np.concatenate(kept)
 
 
-def _null(equations: Float[np.ndarray, "rows unknowns"]) -> Float[np.ndarray, "null unknowns"]:
+def _null(
+    equations: Float[np.ndarray, "rows unknowns"], nought: float = NOUGHT
+) -> tuple[Float[np.ndarray, "null unknowns"], float]:
+    """An orthonormal basis of the null space, and the least singular value that is not 0."""
     if len(equations) > equations.shape[1]:
         equations = scipy.linalg.qr(equations, mode="r")[0][: equations.shape[1]]
     _, values, vectors = np.linalg.svd(equations, full_matrices=True)
-    return vectors[
-        _nonzero(values, "lie_algebra: the equations", "take other parameters or a function that computes in float64") :
-    ]
+    remedy = "take other parameters or a function that computes in float64"
+    rank = _nonzero(values, "lie_algebra: the equations", remedy, nought)
+    return vectors[rank:], float(values[rank - 1]) if rank else 1.0
 
 
 def _nonzero(values: Float[np.ndarray, " n"], of: str, remedy: str, nought: float = NOUGHT) -> int:

@@ -193,7 +193,7 @@ INCOMPLETE = {
     "tied embedding": 17,  # there are only seven inputs
     "cnn": 4,  # a running variance and its epsilon, against the gain
     "cnn in training": 20,  # stored statistics, which nothing depends on
-    "group norm": 5,  # a shift of the biases of each of four groups; a channel that is always on here
+    "group norm": 4,  # a shift of the biases of each of four groups
     "recurrent linear": 13,  # a linear map of six numbers
     "rms norm": 5,  # three inputs do not fill the stream
     "transformer": 6,  # the last reader, without a bias of its own, along what the norm removes
