@@ -34,6 +34,7 @@ SURPLUS = 2  # outputs a parameter, for the Jacobian
 LARGEST = 2000  # rows of inputs, at most
 SMALL = 110  # parameters, for the algebra
 SAVE = 20  # programs
+CLEAR = 100  # programs, whose compiled functions are then forgotten
 
 
 class Unsound(AssertionError):
@@ -229,8 +230,9 @@ def run(num, seed, certify=0, algebra=0, out=None, console=None):
         figures["seconds"] += time.perf_counter() - start
         figures["seeds"][1] = number + 1
         if number % SAVE == SAVE - 1 or number == numbers[-1]:
-            jax.clear_caches()
             save(figures, out)
+        if number % CLEAR == CLEAR - 1:
+            jax.clear_caches()
     return figures
 
 
@@ -296,4 +298,5 @@ def main(arguments):
 
 if __name__ == "__main__":
     warnings.simplefilter("error")
+    jax.config.update("jax_disable_most_optimizations", True)  # every program runs a few times only: compiling is all
     sys.exit(main(sys.argv[1:]))
