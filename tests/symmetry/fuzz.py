@@ -34,6 +34,7 @@ SURPLUS = 2  # outputs a parameter, for the Jacobian
 LARGEST = 2000  # rows of inputs, at most
 SMALL = 110  # parameters, for the algebra
 SAVE = 20  # programs
+SHOWN = 20  # of the programs of which the algebra knows more, made smaller
 CLEAR = 100  # programs, whose compiled functions are then forgotten
 
 
@@ -210,7 +211,7 @@ def one(figures, number, certify, algebra, console):
         beyond = compared(program, found.sym)
         count(figures, "compared", ["decided" if isinstance(beyond, int) else beyond])
         if isinstance(beyond, int) and beyond:
-            least = smaller(program, more)
+            least = smaller(program, more) if len(figures["beyond"]) < SHOWN else program
             figures["beyond"].append({"seed": number, "directions": beyond, "program": repr(least)})
             console.print(f"[yellow]seed {number}[/] {beyond} directions more\n  {least!r}", highlight=False)
 
