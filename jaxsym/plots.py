@@ -1,10 +1,11 @@
 """Pictures: arrays in, matplotlib figures out. Nothing is drawn on a screen and no global state is touched."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float
+from matplotlib import ticker
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -51,11 +52,23 @@ def log_histogram(ax: Axes, values: Float[np.ndarray, " n"], floor: float, thres
     edges = np.concatenate([[floor / 3, floor * 3], np.geomspace(floor * 10, 3, 40)])
     ax.hist(np.maximum(values, floor), bins=list(edges), color=COLOURS[0])
     ax.set_xscale("log")
-    ax.set_yscale("symlog", linthresh=10)
+    ax.set_yscale("log")
+    ax.set_ylim(0.7, 2 * max(ax.get_ylim()[1], 1))
+    plain(ax, "y")
     ax.axvline(threshold, color="black", linestyle="--", linewidth=1)
     at: dict[str, Any] = {"xycoords": ("data", "axes fraction"), "fontsize": 8}
-    ax.annotate(" threshold", (threshold, 0.98), va="top", **at)
+    ax.annotate(" tolerance", (threshold, 0.98), va="top", **at)
     ax.annotate(f"0 to {floor:g}", (floor, -0.13), ha="center", **at)
+
+
+def plain(ax: Axes, axis: Literal["x", "y"]) -> None:
+    """A logarithmic axis with numbers in full, 1, 2, 5, 10, rather than in powers of ten."""
+    low, high = ax.get_xlim() if axis == "x" else ax.get_ylim()
+    subs = (1.0, 2.0, 5.0) if high < 300 * low else (1.0,)
+    own = ax.xaxis if axis == "x" else ax.yaxis
+    own.set_major_locator(ticker.LogLocator(subs=subs))
+    own.set_major_formatter(ticker.StrMethodFormatter("{x:g}"))
+    own.set_minor_formatter(ticker.NullFormatter())
 
 
 def legend(ax: Axes, **options: Any) -> None:

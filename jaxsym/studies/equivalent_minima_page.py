@@ -114,7 +114,7 @@ def _counts(data: xr.Dataset, summary: Mapping[str, Any]) -> Section:
             Picture(
                 "distances",
                 figure,
-                "All pairs of minima at each weight decay, together; logarithmic counts above ten.",
+                "All pairs of minima at each weight decay, together; counts are logarithmic.",
                 f"Histograms of distances of all pairs of minima, of the parameters and of the canonical forms, with the tolerance"
                 f" {summary['tolerance']:.1e}. Distinct minima: {naive} and {modulo}.",
             )
@@ -166,6 +166,7 @@ def _table(data: xr.Dataset, summary: Mapping[str, Any]) -> Section:
     figure, (left, right) = plots.panels(2)
     left.scatter(lowest, sizes, s=14, color=plots.COLOURS[0])
     left.set(title="how often each minimum is found", xlabel="loss (nats)", ylabel="networks", yscale="log")
+    plots.plain(left, "y")
     right.scatter(lowest, best, s=4 * np.sqrt(sizes) * 4, color=plots.COLOURS[1], alpha=0.7, linewidths=0)
     right.set(title="test cost of each minimum", xlabel="loss (nats)", ylabel="nats")
     top = int(sizes.argmax())
@@ -244,6 +245,8 @@ def _rescalings(data: xr.Dataset, summary: Mapping[str, Any]) -> Section:
     left.set(
         title="one unit rescaled", xscale="log", yscale="log", xlabel="factor", ylabel="gradient norm over its own"
     )
+    for axis in ("x", "y"):
+        plots.plain(left, axis)
     right.hist(np.log10(norm / own), bins=30, color=plots.COLOURS[0])
     right.axvline(0, color="black", linestyle="--", linewidth=1)
     right.set(title="all units rescaled at random", xlabel="log10 of gradient norm over its own", ylabel="copies")
@@ -315,9 +318,13 @@ def _jumps(data: xr.Dataset, summary: Mapping[str, Any]) -> Section:
         )
         left.set(ylabel="fraction of networks")
         right.set(
-            title="distance to the nearest copy", xlabel="share of the training", yscale="log", ylabel="over the radius"
+            title="distance to the nearest copy",
+            xlabel="share of the training",
+            yscale="log",
+            ylabel="1: halfway to another copy",
         )
-        plots.legend(left, title="learning rate")
+        plots.plain(right, "y")
+        plots.legend(left, title="learning rate", loc="upper right")
     excess, barrier = summary["jumps_loss_above_minimum_at_last_change"], summary["jumps_barrier"]
     runs, crossed = summary["jumps_runs_that_change"], summary["jumps_last_changes_below_barrier"]
     num = int(np.prod(nearest.shape[:3]))

@@ -68,7 +68,11 @@ class Certificate:
 
     def __str__(self) -> str:
         """What was found, and where the hidden directions lie."""
-        clean = "full rank" if math.isinf(self.gap) else f"a gap of {self.gap:.1e} in the singular values"
+        clean = (
+            "nothing else in the singular values"
+            if math.isinf(self.gap)
+            else f"a gap of {self.gap:.1e} in the singular values"
+        )
         lines = [
             f"{self.num_params} parameters, rank {self.rank} ({clean}), nullity {self.nullity}, orbit {self.orbit_dim}: "
             + (f"{self.hidden} hidden" if self.hidden else "complete")
@@ -76,6 +80,7 @@ class Certificate:
         if self.hidden:
             lines.append(
                 f"of the hidden, {self.on_data} hold on these inputs only and {self.local} at these parameters only"
+                + (": give more inputs, with more outputs in all than parameters" if self.on_data else "")
             )
             rows = sorted(self.shares.items(), key=lambda pair: -pair[1])
             lines += [
@@ -165,7 +170,7 @@ class Function:
         self.apply, self.who = apply, who
         if self.size > LARGEST:
             msg = (
-                f"{who}: {self.size} parameters, expected at most {LARGEST}, for the Jacobian is decomposed densely: certify the same"
+                f"{who}: {self.size} parameters, expected at most {LARGEST}, for the Jacobian is decomposed densely: take the same"
                 " architecture with smaller widths, or one layer at a time (close over the others)."
             )
             raise ValueError(msg)

@@ -207,9 +207,12 @@ class Symmetry:
             for path, leaf in jax.tree_util.tree_leaves_with_path(params)
         }
         for name, shape in self.shapes.items():
-            if name not in found or found[name].shape != shape:
-                got = f"has shape {found[name].shape}" if name in found else "is missing"
-                msg = f"{name} {got}, the group was found on {shape}: discover it again for this network."
+            got = found[name].shape if name in found else None
+            if got != shape:
+                many = got is not None and got[len(got) - len(shape) :] == shape and len(got) > len(shape)
+                said = "is missing" if got is None else f"has shape {got}"
+                remedy = "map over the leading axes with jax.vmap" if many else "discover it again for this network"
+                msg = f"{name} {said}, the group was found on {shape}: {remedy}."
                 raise ValueError(msg)
         return found
 
