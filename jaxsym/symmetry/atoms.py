@@ -109,6 +109,8 @@ def tie(one: Atom, other: Atom) -> None:
 def split(atom: Atom, sizes: Sequence[int]) -> list[Atom] | None:
     """Refine an index set to a product of the given sizes; None, and nothing changed, where it does not factor so."""
     queue, parts = factors(atom), []
+    if 0 in (atom.size, *sizes):
+        return None
     for size in sizes:
         taken: list[Atom] = []
         need = size

@@ -5,6 +5,7 @@ rescalings to the least norm; changes of basis to orthonormal rows; then units a
 (permutations), axes are turned to the eigenvectors of a weighted Gram matrix (rotations, and what changes of basis leave), and signs are chosen last.
 """
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -44,6 +45,8 @@ from jaxsym.symmetry.units import (
 
 SETTLED = 1e-9
 """A translation up to this is none, at the random point that the plan is made at."""
+LEAST = 4
+"""Bytes of a number, for units to be told apart."""
 ROUNDS = 3
 """Of the numbers that order the units: each reads those of the units that a unit is joined to."""
 
@@ -56,6 +59,29 @@ class Canonical(NamedTuple):
     """``sym.act(element, given)``."""
     ties: tuple[Array, ...]
     """For each factor and unit ``[*copies, size]`` (in the canonical order) whether its place, axis or sign is not determined: duplicates."""
+
+
+class _Plan(NamedTuple):
+    """What depends on the group alone."""
+
+    passes: int
+    """How often all translations are undone in turn."""
+    loose: tuple[int, ...]
+    """Rescalings of nothing but what changes of basis move."""
+    steps: tuple[frames.Step, ...]
+    """Changes of basis in the order in which they are undone."""
+    first: tuple[int, ...]
+    """Rotations and changes of basis whose axes are found before units are ordered, as these axes tell the units apart."""
+    turns: tuple[int, ...]
+    """All others, in the order in which their axes are found."""
+    ties: int
+    """How many units and axes remain that tie at generic parameters."""
+    rounds: int
+    """Through how many leaves what tells the axes comes."""
+    early: tuple[Choice, ...]
+    """Signs that leave shifts behind, in the order in which they are found: before anything that would have to know these shifts."""
+    late: tuple[Choice, ...]
+    """All others, and those of the axes."""
 
 
 def canonicalize(sym: Symmetry, params: PyTree) -> Canonical:
@@ -101,9 +127,18 @@ def canonicalize(sym: Symmetry, params: PyTree) -> Canonical:
     >>> bool(orbit_distance(sym, params, moved) < 1e-6), any(tie.any() for tie in canonicalize(sym, params).ties)
     (True, False)
     """
+    return _form(sym, params)[1]
+
+
+def _form(sym: Symmetry, params: PyTree) -> tuple[_Plan, Canonical]:
+    """The canonical form, and how it was planned."""
     expect_group(sym, "canonicalize")
-    sym.leaves(params)  # fits the group, or is refused
-    return _compiled(sym)(params)
+    for path, leaf in sym.leaves(params).items():
+        if path in sym.shapes and floating(leaf) and leaf.dtype.itemsize < LEAST:
+            msg = f"canonicalize: {path} is of type {leaf.dtype}, expected float64, or float32: cast the parameters first."
+            raise ValueError(msg)
+    plan, form = _compiled(sym)
+    return plan, form(params)
 
 
 def orbit_distance(sym: Symmetry, a: PyTree, b: PyTree) -> Float[Array, ""]:
@@ -122,15 +157,22 @@ def orbit_distance(sym: Symmetry, a: PyTree, b: PyTree) -> Float[Array, ""]:
     Raises
     ------
     TypeError, ValueError
-        As :func:`canonicalize`.
+        As :func:`canonicalize`; also if units tie at generic parameters, as where rotations and permutations hold each other.
     """
-    ends = (sym.leaves(canonicalize(sym, params).params) for params in (a, b))
+    found = [_form(sym, params) for params in (a, b)]
+    if found[0][0].ties:
+        msg = (
+            f"orbit_distance: canonical forms of this group are not determined, as {found[0][0].ties} units or axes tie at generic parameters"
+            " (the ties of canonicalize say which): leave a change of basis or a rotation out of the group: dataclasses.replace(sym, factors=...)."
+        )
+        raise ValueError(msg)
+    ends = [sym.leaves(form.params) for _, form in found]
     pairs = zip(*(leaves.values() for leaves in ends), strict=True)
     return jnp.sqrt(sum(jnp.sum((x - y) ** 2) for x, y in pairs if floating(x)))
 
 
-def _compiled(sym: Symmetry) -> Callable[[PyTree], Canonical]:
-    """The canonical form of one group: planned once, and kept with it."""
+def _compiled(sym: Symmetry) -> tuple[_Plan, Callable[[PyTree], Canonical]]:
+    """The canonical form of one group: planned and compiled once, and kept with it."""
     kept = vars(sym)
     if "canonical form" not in kept:
         with jax.ensure_compile_time_eval():  # on the host, even where this is traced
@@ -140,25 +182,8 @@ def _compiled(sym: Symmetry) -> Callable[[PyTree], Canonical]:
             with jax.default_matmul_precision("highest"):
                 return _canonical(sym, plan, params)
 
-        kept["canonical form"] = jax.jit(form)
+        kept["canonical form"] = plan, jax.jit(form)
     return kept["canonical form"]
-
-
-class _Plan(NamedTuple):
-    """What depends on the group alone."""
-
-    passes: int
-    """How often all translations are undone in turn."""
-    loose: tuple[int, ...]
-    """Rescalings of nothing but what changes of basis move."""
-    steps: tuple[frames.Step, ...]
-    """Changes of basis in the order in which they are undone."""
-    turns: tuple[int, ...]
-    """Rotations and changes of basis in the order in which their axes are found."""
-    early: tuple[Choice, ...]
-    """Signs that leave shifts behind, in the order in which they are found: before anything that would have to know these shifts."""
-    late: tuple[Choice, ...]
-    """All others, and those of the axes."""
 
 
 class _Walk:
@@ -182,6 +207,12 @@ class _Walk:
         self.ties |= {i: jnp.abs(slope[i]) > close(slope[i]) for i in slope}
         self.go(scaled)
 
+    def order(self, turns: Sequence[int]) -> None:
+        """Units into their order, where the axes of some turns are not known yet."""
+        ordered, ties = _ordered(self.sym, self.leaves, turns)
+        self.ties |= ties
+        self.go(ordered)
+
 
 def _canonical(sym: Symmetry, plan: _Plan, params: PyTree) -> Canonical:
     walk = _Walk(sym, params)
@@ -192,23 +223,32 @@ def _canonical(sym: Symmetry, plan: _Plan, params: PyTree) -> Canonical:
         walk.ties |= unclear
         walk.go(chosen)
         walk.go(_origin(sym, walk.leaves, plan.passes))
-    walk.go(frames.straightened(sym, plan.steps, walk.leaves, plan.loose))
+    straight, less = frames.straightened(sym, plan.steps, walk.leaves, plan.loose)
+    walk.ties |= {i: jnp.broadcast_to(less[i][..., None], sym.factors[i].shape) for i in less}
+    walk.go(straight)
     walk.leaves = frames.computing(sym, plan.steps, walk.leaves)
     walk.balance(_turned(sym, plan.loose), plan.loose)
-    ordered, ties = _ordered(sym, walk.leaves)
-    walk.ties |= ties
-    walk.go(ordered)
-    for position, i in enumerate(plan.turns):
-        turned, walk.ties[i] = _axes(sym, i, plan.turns[position:], walk.leaves)
+    movers, turns = numbers(sym, "permutation"), [*plan.first, *plan.turns]
+    for position, i in enumerate(turns):
+        if position == len(plan.first):
+            walk.order(plan.turns)
+        unresolved = [*turns[position:], *(movers if i in plan.first else ())]
+        turned, tied = _axes(sym, i, unresolved, walk.leaves, plan.rounds)
+        walk.ties[i] = walk.ties.get(i, False) | tied
         walk.go({i: turned})
+    if len(turns) == len(plan.first):
+        walk.order(())
     chosen, unclear = choose(sym, plan.late, walk.leaves, ())
     walk.ties |= {i: walk.ties.get(i, False) | unclear[i] for i in unclear}
     walk.go(chosen)
     walk.leaves = sym.leaves(sym.act(walk.element, params))
     walk.go(frames.reduced(sym, plan.steps, walk.leaves))
     walk.go(_origin(sym, walk.leaves, plan.passes))
-    ties = {i: np.zeros(factor.shape, bool) for i, factor in enumerate(sym.factors)} | walk.ties
-    return Canonical(walk.element, sym.act(walk.element, params), tuple(jnp.asarray(ties[i]) for i in range(len(ties))))
+    form = sym.act(walk.element, params)
+    finite = [jnp.isfinite(leaf).all() for leaf in sym.leaves(form).values() if floating(leaf)]
+    lost = ~functools.reduce(jnp.logical_and, finite, jnp.asarray(True))
+    ties = tuple(walk.ties.get(i, False) | lost | jnp.zeros(f.shape, bool) for i, f in enumerate(sym.factors))
+    return Canonical(walk.element, form, ties)
 
 
 def _planned(sym: Symmetry) -> _Plan:
@@ -223,16 +263,52 @@ def _planned(sym: Symmetry) -> _Plan:
     leaves = act(sym, _origin(sym, random, passes), random)
     loosened = tuple(loose(sym, _unmixed(sym)))
     steps = frames.planned(sym, leaves, loosened)
-    leaves = act(sym, frames.straightened(sym, steps, leaves, loosened), leaves)
+    leaves = act(sym, frames.straightened(sym, steps, leaves, loosened)[0], leaves)
     leaves = frames.computing(sym, steps, leaves)
-    turns, rest = [], numbers(sym, *TURNS)
+    turns = numbers(sym, *TURNS)
+    plans = []
+    for rounds in (0, ROUNDS):
+        _, told = _ordered(sym, leaves, turns)
+        unclear = sum(np.asarray(tie).sum() for tie in told.values())
+        first, moved, _ = (
+            _turned_in_order(sym, leaves, turns, rounds, numbers(sym, "permutation")) if unclear else ([], leaves, 0)
+        )
+        if first:
+            left = [i for i in turns if i not in first]
+            unclear = sum(np.asarray(tie).sum() for tie in _ordered(sym, moved, left)[1].values())
+        late, _, tied = _turned_in_order(sym, moved, [i for i in turns if i not in first], rounds, None)
+        plans.append((unclear + tied, rounds, first, late))
+        if not unclear + tied:
+            break
+    ties, rounds, first, late = min(plans)
+    return _Plan(
+        passes,
+        loosened,
+        steps,
+        tuple(first),
+        tuple(late),
+        int(ties),
+        rounds,
+        choices(sym, bent, plain),
+        choices(sym, plain, ()),
+    )
+
+
+def _turned_in_order(
+    sym: Symmetry, leaves: Leaves, turns: Sequence[int], rounds: int, movers: Sequence[int] | None
+) -> tuple[list[int], Leaves, int]:
+    """Turns in an order in which the clearest comes first, the leaves after them, and how many axes tie; before the ``movers`` only those that are clear."""
+    done, rest, ties = [], list(turns), 0
     while rest:
-        clear = {i: _axes(sym, i, rest, leaves) for i in rest}
-        best = min(rest, key=lambda i: clear[i][1].sum())
-        leaves = act(sym, {best: clear[best][0]}, leaves)
-        turns.append(best)
+        found = {i: _axes(sym, i, [*rest, *(movers or ())], leaves, rounds) for i in rest}
+        best = min(rest, key=lambda i: found[i][1].sum())
+        if movers is not None and found[best][1].any():
+            break
+        ties += int(found[best][1].sum())
+        leaves = act(sym, {best: found[best][0]}, leaves)
+        done.append(best)
         rest.remove(best)
-    return _Plan(passes, loosened, steps, tuple(turns), choices(sym, bent, plain), choices(sym, plain, ()))
+    return done, leaves, ties
 
 
 def _origin(sym: Symmetry, leaves: Leaves, passes: int) -> Parts:
@@ -278,11 +354,14 @@ def _crooked(sym: Symmetry) -> set[str]:
     return turned | shifted(sym, numbers(sym, "sign"))
 
 
-def _ordered(sym: Symmetry, leaves: Leaves) -> tuple[Parts, Parts]:
-    """Permutations into the order of numbers of the units that no sign and no rotation changes, and which of them tie."""
-    movers, turns = numbers(sym, "permutation"), numbers(sym, *TURNS)
+def _ordered(sym: Symmetry, leaves: Leaves, turns: Sequence[int]) -> tuple[Parts, Parts]:
+    """Permutations into the order of numbers of the units that no sign and none of these turns changes, and which of them tie."""
+    movers = numbers(sym, "permutation")
     signs = [i for i in numbers(sym, "sign") if sym.factors[i].whole is None]
-    base, counts = {path: weights(sym, path, [*movers, *turns]) for path in sym.shapes}, cover(sym, [*signs, *turns])
+    base, counts = (
+        {path: weights(sym, path, [*movers, *turns]) for path in sym.shapes},
+        cover(sym, [*signs, *numbers(sym, *TURNS)]),
+    )
     read: dict[str, dict[bool, Array]] = {}
     for path, unit in normalized(framed(sym, leaves)).items():
         if path in sym.shapes:
@@ -317,20 +396,31 @@ def _tied(ascending: Float[Array, "*copies size"]) -> Any:
     return xp.concatenate([near, none], axis=-1) | xp.concatenate([none, near], axis=-1)
 
 
-def _axes(sym: Symmetry, i: int, unresolved: Sequence[int], leaves: Leaves) -> tuple[Array, Array]:
+def _axes(sym: Symmetry, i: int, unresolved: Sequence[int], leaves: Leaves, rounds: int) -> tuple[Array, Array]:
     """The rotation to the eigenvectors of a weighted Gram matrix, and which eigenvalues tie."""
-    seen = framed(sym, leaves)
+    gram = _gram(sym, i, unresolved, framed(sym, leaves), rounds)
+    values, vectors = namespace(gram).linalg.eigh(gram)
+    largest = values.max(axis=-1, keepdims=True)
+    values = values / namespace(values).where(largest > 0, largest, 1)
+    return vectors.swapaxes(-1, -2), _tied(values) & (values > close(values))
+
+
+def _gram(sym: Symmetry, i: int, unresolved: Sequence[int], seen: Leaves, rounds: int) -> Any:
+    """Weighted products of the rows of a turn, and those of other turns that leaves join it to, through so many leaves."""
     # signs along an inclined axis do not act entry by entry
-    unresolved = [
+    mixing = [
         *unresolved,
         *(i for i, _, slot in slots(sym, numbers(sym, "orthogonal")) if extra(sym.factors[i], slot)),
     ]
     gram: Any = 0.0
     for _, path, slot in slots(sym, [i]):
         units = upright(sym.factors[i], gathered(seen[path], slot))
-        heavy = gathered(np.broadcast_to(weights(sym, path, unresolved), sym.shapes[path]), slot)
+        heavy = gathered(np.broadcast_to(weights(sym, path, mixing), sym.shapes[path]), slot)
         gram = gram + coefficient(path, slot) * (units * heavy[..., :1, :]) @ units.swapaxes(-1, -2)
-    values, vectors = namespace(gram).linalg.eigh(gram)
-    largest = values.max(axis=-1, keepdims=True)
-    values = values / namespace(values).where(largest > 0, largest, 1)
-    return vectors.swapaxes(-1, -2), _tied(values) & (values > close(values))
+    turns = [j for j in unresolved if sym.factors[j].kind in TURNS]
+    for edge in frames.edges(sym, turns) if rounds else []:
+        for (end, _), (j, _), taps in frames.ways(edge, seen):
+            if end == i:
+                other = _gram(sym, j, unresolved, seen, rounds - 1).reshape(taps.shape[1], -1)
+                gram = gram + namespace(taps).einsum("ijt,jk,lkt->il", taps, other, taps).reshape(gram.shape)
+    return gram

@@ -46,7 +46,8 @@ class Certificate:
     gap
         The smallest kept singular value over the largest dropped one; infinite at full rank.
     on_data
-        How much of ``hidden`` holds on these inputs only: the nullity less that over further random inputs.
+        How much of ``hidden`` holds on these inputs only: the nullity less that over further random inputs. Integers among the inputs stay as they are: give
+        all tokens that there are.
     local
         How much of ``hidden`` holds at these parameters only: the nullity less the smallest at ``num`` random ones (0 with ``num=1``).
     directions
@@ -207,7 +208,8 @@ class Function:
     def rows(self, stacked: PyTree) -> Float[np.ndarray, "count size"]:
         """What :meth:`stacked` makes, as rows."""
         leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(stacked)]
-        return np.concatenate([leaves[i].reshape(len(leaves[i]), -1) for i in self.moving], axis=1)
+        count = len(leaves[0]) if leaves else 0
+        return np.concatenate([np.zeros((count, 0)), *(leaves[i].reshape(count, -1) for i in self.moving)], axis=1)
 
     def _differentiate(self, params: PyTree, inputs: Any, directions: Array) -> Array:
         def outputs(vector: Array) -> Array:
@@ -225,7 +227,7 @@ class Function:
         chunks = [
             np.asarray(self._columns(params, inputs, padded[i : i + width])) for i in range(0, len(padded), width)
         ]
-        found = np.concatenate(chunks)[: self.size].T
+        found = np.concatenate(chunks)[: self.size].T if chunks else np.zeros((0, 0))
         if not np.isfinite(found).all():
             msg = f"{self.who}: the Jacobian is not finite; choose parameters and inputs at which the function is differentiable."
             raise ValueError(msg)
@@ -286,7 +288,7 @@ def _orbit(
         )
         raise ValueError(msg)
     _, values, vectors = np.linalg.svd(tangents, full_matrices=False)
-    return vectors[: _ranked(values / values.max(), tangents.shape[1])[0]]
+    return vectors[: _ranked(values / max(values.max(), np.finfo(float).tiny), tangents.shape[1])[0]]
 
 
 def _apart(

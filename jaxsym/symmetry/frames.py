@@ -43,7 +43,7 @@ class Step(NamedTuple):
     """Through how many leaves vectors come."""
 
 
-class _Edge(NamedTuple):
+class Edge(NamedTuple):
     """A leaf that joins two changes of basis."""
 
     path: str
@@ -70,14 +70,23 @@ def planned(sym: Symmetry, leaves: Leaves, loose: Sequence[int]) -> tuple[Step, 
     return tuple(steps)
 
 
-def straightened(sym: Symmetry, steps: Sequence[Step], leaves: Leaves, loose: Sequence[int]) -> Parts:
-    """Changes of basis after which only rotations are left of what computes, and :func:`unread` units come first."""
+def straightened(
+    sym: Symmetry, steps: Sequence[Step], leaves: Leaves, loose: Sequence[int]
+) -> tuple[Parts, dict[int, Any]]:
+    """Changes of basis after which only rotations are left of what computes, and which of them have less than their generic rank here.
+
+    Units that compute nothing come first.
+    """
     parts: Parts = {}
+    less: dict[int, Any] = {}
     later = [side.number for step in steps for side in step.sides]
     for sides, rounds in steps:
         vectors = _vectors(sym, framed(sym, leaves), later, rounds, loose)
         later = later[len(sides) :]
-        own = {i: _part(exponent, _orthonormal(vectors[i, exponent], rank)) for i, exponent, rank in sides}
+        own: Parts = {}
+        for i, exponent, rank in sides:
+            matrix, less[i] = _orthonormal(vectors[i, exponent], rank)
+            own[i] = _part(exponent, matrix)
         leaves = act(sym, own, leaves)
         for i, exponent, rank in reversed(sides):  # what a unit feeds is taken apart before it
             if rank < sym.factors[i].size:
@@ -86,7 +95,7 @@ def straightened(sym: Symmetry, steps: Sequence[Step], leaves: Leaves, loose: Se
                 leaves = act(sym, {i: shear}, leaves)
                 own[i] = shear @ own[i]
         parts |= own
-    return parts
+    return parts, less
 
 
 def computing(sym: Symmetry, steps: Sequence[Step], leaves: Leaves) -> Leaves:
@@ -110,6 +119,7 @@ def reduced(sym: Symmetry, steps: Sequence[Step], leaves: Leaves) -> Parts:
             xp, above = namespace(basis), len(basis)
             matrix = xp.concatenate([xp.linalg.inv(basis).T, xp.zeros((rank, above))])
             matrix = xp.concatenate([matrix, xp.eye(above + rank)[:, above:]], axis=1)
+            matrix = xp.where(xp.isfinite(matrix).all(), matrix, xp.eye(above + rank))  # of less than the generic rank
             parts[i] = _part(exponent, matrix).reshape(*sym.factors[i].shape, -1)
     return parts
 
@@ -131,10 +141,10 @@ def _whole(sym: Symmetry, seen: Leaves, left: Sequence[int], loose: Sequence[int
 
 def _deficient(sym: Symmetry, seen: Leaves, left: Sequence[int], loose: Sequence[int]) -> Step:
     """Changes of basis that hold each other, from the side from which more is reached."""
-    edges = _edges(sym, left)
+    joined = edges(sym, left)
     together, todo = {left[0]: 1}, [left[0]]
     for i in todo:
-        for edge in edges:
+        for edge in joined:
             for (j, e), (k, f) in itertools.permutations(zip((edge.one, edge.other), edge.exponents, strict=True)):
                 sign = -together[i] * e * f if j == i else 0
                 if sign and together.setdefault(k, sign) != sign:
@@ -146,7 +156,7 @@ def _deficient(sym: Symmetry, seen: Leaves, left: Sequence[int], loose: Sequence
     side = max(found, key=lambda side: sum(found[side].values()))
     signs = {i: side * exponent for i, exponent in together.items()}
     feeds: dict[int, set[int]] = {i: set() for i in signs}
-    for _, one, other, (_, f), _ in edges:
+    for _, one, other, (_, f), _ in joined:
         if one in signs:
             source, target = (one, other) if signs[other] == f else (other, one)
             feeds[target].add(source)
@@ -161,6 +171,7 @@ def _refusal(sym: Symmetry, together: Iterable[int]) -> ValueError:
     named = ", ".join("/".join(sym.factors[i].slots[0].path) for i in together)
     return ValueError(
         f"canonicalize: the changes of basis of {named} hold each other: neither what reaches them nor what reads them spans their units."
+        " Entries that a rescaling moves do not count where nothing else tells its factor."
         " Make these layers no wider than what they read or what reads them, or leave all but one out of the group:"
         " dataclasses.replace(sym, factors=...)."
     )
@@ -168,7 +179,7 @@ def _refusal(sym: Symmetry, together: Iterable[int]) -> ValueError:
 
 def _check(sym: Symmetry, steps: Sequence[Step], leaves: Leaves, loose: Sequence[int]) -> None:
     """Refuse where, at generic parameters, units that nothing should read do not come apart."""
-    moved = act(sym, straightened(sym, steps, leaves, loose), leaves)
+    moved = act(sym, straightened(sym, steps, leaves, loose)[0], leaves)
     for step in steps:
         spare = [side for side in step.sides if side.rank < sym.factors[side.number].size]
         single = len(spare) < 2 or _chain(sym, step.sides)
@@ -192,12 +203,12 @@ def _unread(sym: Symmetry, steps: Sequence[Step]) -> list[tuple[str, Slot, Any]]
     ]
 
 
-def _chain(sym: Symmetry, sides: Sequence[Side]) -> list[_Edge]:
+def _chain(sym: Symmetry, sides: Sequence[Side]) -> list[Edge]:
     """The leaves from each of some units to the next; none where that is not what joins them."""
-    edges = _edges(sym, [side.number for side in sides])
+    joined = edges(sym, [side.number for side in sides])
     pairs = list(itertools.pairwise(side.number for side in sides))
-    path = [edge for pair in pairs for edge in edges if {edge.one, edge.other} == set(pair)]
-    if len(edges) != len(pairs) or len(path) != len(pairs) or any(edge.where.shape[-1] != 1 for edge in edges):
+    path = [edge for pair in pairs for edge in joined if {edge.one, edge.other} == set(pair)]
+    if len(joined) != len(pairs) or len(path) != len(pairs) or any(edge.where.shape[-1] != 1 for edge in joined):
         return []
     return [
         edge if edge.one == source else edge._replace(one=source, other=target, where=edge.where.swapaxes(0, 1))
@@ -248,12 +259,17 @@ def _part(exponent: int, matrix: Float[Array, "*copies n n"]) -> Float[Array, "*
     return matrix if exponent > 0 else namespace(matrix).linalg.inv(matrix).swapaxes(-1, -2)
 
 
-def _orthonormal(vectors: Float[Array, "*copies n p"], rank: int) -> Float[Array, "*copies n n"]:
-    """The matrix that makes all singular values of the vectors 1, up to a rotation of the last ``rank`` coordinates; the first are 0."""
+def _orthonormal(vectors: Float[Array, "*copies n p"], rank: int) -> tuple[Float[Array, "*copies n n"], Any]:
+    """The matrix that makes all singular values of the vectors 1, up to a rotation of the last ``rank`` coordinates; the first are 0.
+
+    And where their rank is less, ``[*copies]``; singular values that are 0 stay so there.
+    """
     xp = namespace(vectors)
     basis, values, _ = xp.linalg.svd(_compressed(vectors), full_matrices=True)
-    across = basis.swapaxes(-1, -2)
-    return xp.concatenate([across[..., rank:, :], across[..., :rank, :] / values[..., :rank, None]], axis=-2)
+    across, values = basis.swapaxes(-1, -2), values[..., :rank]
+    good = values > close(values) * values.max(axis=-1, keepdims=True, initial=0)
+    scaled = across[..., :rank, :] / xp.where(good, values, 1)[..., None]
+    return xp.concatenate([across[..., rank:, :], scaled], axis=-2), ~good.all(axis=-1)
 
 
 def _shear(read: Float[Array, "*copies n q"], spare: int) -> Float[Array, "*copies n n"]:
@@ -270,8 +286,8 @@ def _read(sym: Symmetry, seen: Leaves, sides: Sequence[Side], i: int, later: Seq
     together = {side.number: side for side in sides}
     own = together[i]
     found = [_ends(sym, seen, i, -own.exponent, [*later, *(j for j in together if j != i)])]
-    for edge in _edges(sym, list(together)):
-        for (j, e), (k, f), taps in _ways(edge, seen):
+    for edge in edges(sym, list(together)):
+        for (j, e), (k, f), taps in ways(edge, seen):
             if j == i and e == -own.exponent and f == together[k].exponent:
                 spare = sym.factors[k].size - together[k].rank
                 found.append(taps[:, spare:].reshape(*sym.factors[i].shape, -1))
@@ -282,11 +298,11 @@ def _vectors(sym: Symmetry, seen: Leaves, left: Sequence[int], rounds: int, loos
     """Vectors that come from fixed ends through so many leaves at most."""
     signs = [(i, exponent) for i in left for exponent in (1, -1)]
     ends = {(i, e): _ends(sym, seen, i, e, [*loose, *(j for j in left if j != i)]) for i, e in signs}
-    vectors, edges = ends, _edges(sym, left, loose) if rounds else []
+    vectors, joined = ends, edges(sym, left, loose) if rounds else []
     for _ in range(rounds):
         found = {key: [end] for key, end in ends.items()}
-        for edge in edges:
-            for one, (k, f), taps in _ways(edge, seen):
+        for edge in joined:
+            for one, (k, f), taps in ways(edge, seen):
                 come = vectors[k, -f].reshape(sym.factors[k].size, -1)
                 image = namespace(taps).einsum("ijt,jp->ipt", taps, come)
                 found[one].append(image.reshape(*sym.factors[one[0]].shape, -1))
@@ -318,11 +334,13 @@ def _rank(vectors: Float[np.ndarray, "*copies n p"]) -> int:
     return int(np.linalg.matrix_rank(vectors).min()) if vectors.size else 0
 
 
-def _edges(sym: Symmetry, some: Sequence[int], loose: Sequence[int] = ()) -> list[_Edge]:
+def edges(sym: Symmetry, some: Sequence[int], loose: Sequence[int] = ()) -> list[Edge]:
     """The leaves that join two of some changes of basis without copies, or one to itself; none that a loose factor moves."""
-    plain = [(i, path, slot) for i, path, slot in slots(sym, some) if sym.factors[i].copies == 1]
+    plain = [
+        (i, path, slot) for i, path, slot in slots(sym, some) if math.prod(slot.where.shape[:-1]) == sym.factors[i].size
+    ]
     counts = cover(sym, [*some, *loose])
-    edges = []
+    found = []
     for (i, path, slot), (j, other, its) in itertools.combinations(plain, 2):
         if path != other:
             continue
@@ -332,8 +350,8 @@ def _edges(sym: Symmetry, some: Sequence[int], loose: Sequence[int] = ()) -> lis
         if len(both) and len(both) % math.prod(sizes) == 0:
             where = both[np.lexsort((both, second[both], first[both]))].reshape(*sizes, -1)
             signs = (1 if slot.exponent > 0 else -1), (1 if its.exponent > 0 else -1)
-            edges.append(_Edge(path, i, j, signs, where))
-    return edges
+            found.append(Edge(path, i, j, signs, where))
+    return found
 
 
 def _labels(sym: Symmetry, path: str, slot: Slot) -> np.ndarray:
@@ -343,12 +361,12 @@ def _labels(sym: Symmetry, path: str, slot: Slot) -> np.ndarray:
     return np.broadcast_to(labels, sym.shapes[path]).ravel()
 
 
-def _tap(leaves: Leaves, edge: _Edge) -> Any:
+def _tap(leaves: Leaves, edge: Edge) -> Any:
     """The entries of a leaf between two kinds of units, ``[units, other units, taps]``."""
     return leaves[edge.path].ravel()[edge.where]
 
 
-def _ways(edge: _Edge, leaves: Leaves) -> list[tuple[tuple[int, int], tuple[int, int], Any]]:
+def ways(edge: Edge, leaves: Leaves) -> list[tuple[tuple[int, int], tuple[int, int], Any]]:
     """Both directions of a leaf: units and exponent at its end, those where it begins, and entries ``[end, begin, taps]``."""
     ends = list(zip((edge.one, edge.other), edge.exponents, strict=True))
     taps = _tap(leaves, edge)

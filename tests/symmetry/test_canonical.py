@@ -258,6 +258,14 @@ BASES = {
         lambda p, x: unit(x @ p["a"] @ p["b"]) @ p["c"],
         {"a": (7, 2), "b": (2, 4), "c": (4, 3)},
     ),
+    "units that only a product tells apart": (
+        lambda p, x: jnp.tanh(x @ p["a"] @ p["b"]).sum(-1),
+        {"a": (3, 4), "b": (4, 4)},
+    ),
+    "rotations that hold each other": (
+        lambda p, x: unit(x @ p["b"]) @ p["c"] @ p["d"],
+        {"b": (3, 6), "c": (6, 6), "d": (6, 2)},
+    ),
     "rescalings on both sides": (
         lambda p, x: jax.nn.relu(jax.nn.relu(x @ p["a"]) @ p["b"] @ p["c"]) @ p["d"],
         {"a": (7, 5), "b": (5, 2), "c": (2, 4), "d": (4, 3)},
@@ -297,6 +305,35 @@ def test_wide_linear_layers_show_what_does_not_compute():
             assert abs(np.moveaxis(form[name], axis, 0)[:spare]).max() < 1e-9
 
 
+def test_less_than_the_generic_rank_ties():
+    with jax.enable_x64(True):
+        apply, shapes = linear(3, 4, 5, 2)
+        params = weights(**shapes)
+        x = jax.random.normal(jax.random.key(9), (7, 3))
+        sym = js.discover(apply, params, x)
+        for less in (params["w0"].at[2].set(params["w0"][0]), 0 * params["w0"]):
+            form = js.canonicalize(sym, params | {"w0": less})
+            assert all(tie.all() for tie in form.ties)
+            np.testing.assert_allclose(apply(form.params, x), apply(params | {"w0": less}, x), atol=1e-9)
+
+
+def test_what_is_not_finite_ties():
+    _, sym, params = mlp((3, 4, 2), "tanh")
+    params = jax.tree.map(lambda leaf: leaf.at[(0,) * leaf.ndim].set(jnp.nan), params)
+    assert all(tie.all() for tie in js.canonicalize(sym, params).ties)
+
+
+def test_no_distance_where_generic_units_tie():
+    with jax.enable_x64(True):
+        params = weights(a=(3, 6), b=(6, 5))
+        sym = js.discover(lambda p, x: jax.nn.relu(x @ p["a"] @ p["b"]).sum(-1), params, jnp.ones((4, 3)))
+        assert any(tie.any() for tie in js.canonicalize(sym, params).ties)
+        with pytest.raises(
+            ValueError, match=r"orbit_distance: canonical forms of this group are not determined, as \d+ units"
+        ):
+            js.orbit_distance(sym, params, params)
+
+
 @pytest.mark.parametrize("name", HELD)
 def test_changes_of_basis_that_hold_each_other_are_refused(name):
     network = BUILDERS[name]()
@@ -308,6 +345,14 @@ def test_changes_of_basis_that_hold_each_other_are_refused(name):
 def test_bad_input():
     with jax.enable_x64(True):
         _, sym, params = mlp((3, 4, 2), "tanh")
+    with pytest.raises(
+        ValueError, match=r"canonicalize: params/.* is of type bfloat16, expected float64, or float32: cast"
+    ):
+        js.canonicalize(sym, wide(params, "bfloat16"))
+    with pytest.raises(
+        ValueError, match=r"has shape \(2, 4\), the group was found on \(4,\): map over the leading axes with jax.vmap"
+    ):
+        js.canonicalize(sym, jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), params))
     with pytest.raises(TypeError, match=r"canonicalize: sym is of type dict, expected a Symmetry"):
         js.canonicalize({}, params)
     with pytest.raises(ValueError, match=r"params/Dense_0/bias is missing"):

@@ -140,3 +140,9 @@ def test_bad_input():
         js.certify(net.apply, sym, jax.eval_shape(lambda: params), x)
     with pytest.raises(ValueError, match=r"certify: apply\(params, \*inputs\) fails"):
         js.certify(net.apply, sym, {}, x)
+
+
+def test_no_numbers_that_move():
+    for params in ({}, {"k": jnp.array(2)}):
+        found = js.certify(lambda p, x: x, js.discover(lambda p, x: x, params, jnp.ones(3)), params, jnp.ones(3))
+        assert (found.num_params, found.rank, found.hidden) == (0, 0, 0)
