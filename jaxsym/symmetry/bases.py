@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from jaxsym.symmetry.atoms import Atom, factors, leaves
 from jaxsym.symmetry.facts import Known
 from jaxsym.symmetry.idioms import wide
-from jaxsym.symmetry.layout import dot_axes, filled, untouched
+from jaxsym.symmetry.layout import SPECIAL, along, dot_axes, filled, gathered_whole
 from jaxsym.symmetry.rules import CATALOGUE
 from jaxsym.symmetry.trace import Equation, Program, Value
 from jaxsym.symmetry.weights import Shapes
@@ -246,7 +246,7 @@ class _Search:
     def _pass(self, equation: Equation) -> None:
         """What is constant along an axis stays so where the axis is handed on; rows by an index are the same where the index is."""
         value, *others = equation.inputs
-        passed = untouched(equation)
+        passed = _untouched(equation)
         for output in equation.outputs:
             self.even[output] = {passed[axis] for axis in self.even[value] & passed.keys()}
         for axis in self.even[value] - passed.keys():
@@ -255,7 +255,8 @@ class _Search:
             (output,), (indices,) = equation.outputs, others
             offset = equation.params["dimension_numbers"].offset_dims
             batch = [axis for axis in range(len(output.shape)) if axis not in offset]
-            self.even[output] |= {batch[axis] for axis in self.even[indices] if axis < len(batch)}
+            varied = {its for own, its in along(equation) if own not in self.even[value]}
+            self.even[output] |= {batch[axis] for axis in self.even[indices] - varied if axis < len(batch)}
         for other in others:
             for axis in range(len(other.shape)):
                 self.refuse(other, axis)
@@ -386,6 +387,20 @@ class _Search:
         if equation.params["feature_group_count"] > 1:
             self.refuse(value, numbers.lhs_spec[1])
             self.refuse(kernel, numbers.rhs_spec[0])
+
+
+def _untouched(equation: Equation) -> dict[int, int]:
+    """Axis of the first operand -> axis of each output, where a linear operation of one tensor only hands the axis on."""
+    name, rank = equation.primitive, len(equation.inputs[0].shape)
+    if name == "gather":
+        return gathered_whole(equation)
+    if name in ("scan_in", "squeeze"):
+        dropped = [0] if name == "scan_in" else equation.params["dimensions"]
+        return {axis: place for place, axis in enumerate(axis for axis in range(rank) if axis not in dropped)}
+    if name == "scan_out":
+        return {axis: axis + 1 for axis in range(rank)}
+    special = {axis % rank for axis in SPECIAL[name](equation)} if name in SPECIAL else set()
+    return {axis: axis for axis in range(rank) if axis not in special}
 
 
 def _filled(equation: Equation) -> bool:

@@ -316,6 +316,8 @@ def _gather_shape(shapes: Shapes, equation: Equation) -> None:
     whole = gathered_whole(equation)
     for position, atom in zip(batch, shapes.axes(indices)[:-1], strict=False):
         axes[position] = atom
+    for own, its in along(equation):
+        shapes.tie(shapes.axes(value)[own], shapes.axes(indices)[its])
     pin(shapes.axes(indices)[-1], "looked up by index")
     for i, atom in enumerate(shapes.axes(value)):
         if i in whole:
@@ -336,6 +338,13 @@ def gathered_whole(equation: Equation) -> dict[int, int]:
         for i, target in zip(sliced, numbers.offset_dims, strict=True)
         if sizes[i] == value.shape[i] and i not in numbers.start_index_map
     }
+
+
+def along(equation: Equation) -> list[tuple[int, int]]:
+    """Axes of the operand and of the indices of a gather that run together."""
+    numbers = equation.params["dimension_numbers"]
+    pairs = (getattr(numbers, f"{name}_batching_dims", ()) for name in ("operand", "start_indices"))
+    return list(zip(*pairs, strict=True))
 
 
 def filled(equation: Equation) -> float | None:
@@ -378,20 +387,6 @@ SPECIAL: dict[str, Callable[[Equation], Iterable[int]]] = {
     "dynamic_slice": _dynamic_slice_whole,
 }
 """The axes of the first operand along which an operation does something."""
-
-
-def untouched(equation: Equation) -> dict[int, int]:
-    """Axis of the first operand -> axis of each output, where a linear operation of one tensor only hands the axis on."""
-    name, rank = equation.primitive, len(equation.inputs[0].shape)
-    if name == "gather":
-        return gathered_whole(equation)
-    if name in ("scan_in", "squeeze"):
-        dropped = [0] if name == "scan_in" else equation.params["dimensions"]
-        return {axis: place for place, axis in enumerate(axis for axis in range(rank) if axis not in dropped)}
-    if name == "scan_out":
-        return {axis: axis + 1 for axis in range(rank)}
-    special = {axis % rank for axis in SPECIAL[name](equation)} if name in SPECIAL else set()
-    return {axis: axis for axis in range(rank) if axis not in special}
 
 
 def pinned_result(why: str) -> Rule:

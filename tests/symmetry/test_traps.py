@@ -145,6 +145,12 @@ TRAPS = {
         {("sign", 4, 1): 1, ("permutation", 4, 1): 1},
     ),
     "a layer of no units": (relu, {"a": normal(3, 0), "b": normal(0), "c": normal(0, 2)}, (X,), {}),
+    "rows that are looked up along their own index": (
+        lambda p, x: jnp.take_along_axis(x, jnp.zeros((5, 2), int) + jnp.arange(2), 1).reshape(-1) @ p["v"],
+        {"v": normal(10, 3)},
+        (X,),
+        {},
+    ),
     "a reshape of nothing": (
         lambda p, x: jnp.pad(relu(p, x), ((0, 0), (1, 1)), mode="edge") + jnp.zeros((0, 3)).reshape(0, 1, 3).sum(),
         LAYER,
