@@ -21,6 +21,7 @@ from jaxsym import tree
 from jaxsym.symmetry.certify import Function
 from jaxsym.symmetry.checks import checked, expect_group, expect_values
 from jaxsym.symmetry.group import Symmetry, columns
+from jaxsym.symmetry.host import svd
 from jaxsym.symmetry.verify import perturbed, wide
 
 LARGEST = 3000
@@ -134,7 +135,7 @@ class Algebra:
             point = perturbed(jax.random.key(1) if key is None else key, wide(params), 1.0)
             known = _span(_rows(jax.jit(sym.tangents)(point), point, sym.dim))
         found = _span(_rows(self.tangents(point), point, self.dim))
-        sines = np.linalg.svd(found - found @ known.T @ known, compute_uv=False)
+        _, sines, _ = svd(found - found @ known.T @ known)
         return _nonzero(sines, "beyond: the sines between the orbits", "take other parameters", APART)
 
 
@@ -312,7 +313,7 @@ def _told(
     In units of what each output's gradient usually is: one that is small here, behind saturated units, is not more than rounding, and is not magnified.
     """
     length = np.maximum(np.linalg.norm(jacobian, axis=1, keepdims=True), usual)
-    _, values, vectors = np.linalg.svd(jacobian / np.where(length > 0, length, 1), full_matrices=False)
+    _, values, vectors = svd(jacobian / np.where(length > 0, length, 1))
     kept = values > 1e-14
     return values[kept, None] * vectors[kept]
 
@@ -340,7 +341,7 @@ def _null(
     """An orthonormal basis of the null space, and the least singular value that is not 0."""
     if len(equations) > equations.shape[1]:
         equations = scipy.linalg.qr(equations, mode="r")[0][: equations.shape[1]]
-    _, values, vectors = np.linalg.svd(equations, full_matrices=True)
+    _, values, vectors = svd(equations, full=True)
     remedy = "take other parameters or a function that computes in float64"
     rank = _nonzero(values, "lie_algebra: the equations", remedy, nought)
     return vectors[rank:], float(values[rank - 1]) if rank else 1.0
@@ -365,7 +366,7 @@ def _rows(moved: PyTree, params: PyTree, dim: int) -> Float[np.ndarray, "dim siz
 def _span(vectors: Float[np.ndarray, "dim size"]) -> Float[np.ndarray, "rank size"]:
     """An orthonormal basis."""
     length = np.linalg.norm(vectors, axis=1, keepdims=True)
-    _, values, rows = np.linalg.svd(vectors / np.maximum(length, np.finfo(float).tiny), full_matrices=False)
+    _, values, rows = svd(vectors / np.maximum(length, np.finfo(float).tiny))
     return rows[: _nonzero(values, "lie_algebra: the tangents", "take other parameters", APART)]
 
 

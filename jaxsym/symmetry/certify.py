@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, PyTree
 from jaxsym import tree
 from jaxsym.symmetry.checks import checked, expect_group, expect_values
 from jaxsym.symmetry.group import Symmetry, columns
+from jaxsym.symmetry.host import svd
 from jaxsym.symmetry.verify import perturbed, wide
 
 LARGEST = 5000
@@ -259,8 +260,8 @@ def _kernel(jacobian: Float[np.ndarray, "outputs size"]) -> tuple[int, float, Fl
     size = jacobian.shape[1]
     scaled = jacobian / _unit(jacobian, 1)
     widths = _unit(scaled, 0)
-    scaled = np.linalg.qr(scaled / widths, mode="r") if len(scaled) > size else scaled / widths
-    _, values, vectors = np.linalg.svd(scaled, full_matrices=True)
+    scaled = np.asarray(np.linalg.qr(scaled / widths, mode="r")) if len(scaled) > size else scaled / widths
+    _, values, vectors = svd(scaled, full=True)
     values = values / max(values.max(initial=0), np.finfo(float).tiny)
     rank, gap = _ranked(values, size)
     basis = vectors[rank:] / widths
@@ -287,7 +288,7 @@ def _orbit(
             f" {int(changes.max(axis=0).argmax())}; verify the group for this function."
         )
         raise ValueError(msg)
-    _, values, vectors = np.linalg.svd(tangents, full_matrices=False)
+    _, values, vectors = svd(tangents)
     return vectors[: _ranked(values / max(values.max(), np.finfo(float).tiny), tangents.shape[1])[0]]
 
 
@@ -296,4 +297,4 @@ def _apart(
 ) -> Float[np.ndarray, "hidden size"]:
     """An orthonormal basis of what the orbit leaves of the kernel."""
     rest = kernel - kernel @ orbit.T @ orbit
-    return np.linalg.svd(rest, full_matrices=False)[2][:hidden]
+    return svd(rest)[2][:hidden]

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy.linalg
 import scipy.special
 from jaxtyping import Array, Float
 
@@ -40,6 +41,14 @@ def run(equation: Equation, inputs: list[Array]) -> Any:
         results = equation.bind(*map(jnp.asarray, inputs))
         result = results[0] if isinstance(results, list | tuple) else results
     return np.asarray(result) if on_host else result
+
+
+def svd(matrix: Float[np.ndarray, "n m"], *, full: bool = False) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Singular values and vectors, by LAPACK's slower method where the fast one does not converge."""
+    try:
+        return np.linalg.svd(matrix, full_matrices=full)
+    except np.linalg.LinAlgError:
+        return scipy.linalg.svd(matrix, full_matrices=full, lapack_driver="gesvd")
 
 
 def uniform(seed: str, size: int) -> Float[np.ndarray, " size"]:

@@ -43,6 +43,8 @@ LEAP = 1e4
 """Outputs that differ by more, with none between, are judged apart."""
 NOUGHT = 1e-9
 """Outputs below this, and at the mercy of rounding, are taken for 0."""
+NUDGES = 8
+"""How often parameters are rounded where a trial fails, to see what rounding does to the outputs."""
 _ELEMENT = 0.5  # standard deviation of the coordinates of a trial's element, in the Lie algebra
 _CHUNK = 64  # keys that are averaged over at once
 _LARGEST = 1e4  # what an entry adds at most to the size of its leaf
@@ -242,7 +244,9 @@ def _nudged(leaf: Any, noise: Any, eps: float) -> Any:
 def _settled(attempt: Callable[..., _Trial], key: str, strength: float) -> _Trial:
     """The first of ever smaller perturbations at which the trial decides; the unperturbed parameters otherwise."""
     for shrink in SHRINK:
-        trial = attempt(key, strength, shrink)
+        trial = attempt(1, key, strength, shrink)
+        if trial.decides and trial.ratio.max() > 1:  # where numbers cancel, one nudge may change nothing by chance
+            trial = attempt(NUDGES, key, strength, shrink)
         if trial.decides:
             break
     if not trial.defined:
@@ -259,6 +263,7 @@ def _trial(
     keys: Sequence[Array | None],
     limits: _Limits,
     move_inputs: bool,
+    nudges: int,
     key: str,
     strength: float,
     shrink: float,
@@ -267,12 +272,15 @@ def _trial(
     noise = _like(start, normal(f"{key} noise", sum(leaf.size for leaf in jax.tree.leaves(start))))
     shifted = jax.tree.map(lambda leaf, own: _shifted(leaf, own, strength * shrink), start, noise)
     params, inputs = shifted[0], shifted[1] if move_inputs else start[1]
-    rounded = jax.tree.map(lambda leaf, own: _nudged(leaf, own, limits.eps), params, noise[0])
+    size = sum(leaf.size for leaf in jax.tree.leaves(params))
+    signs = [noise[0], *(_like(params, normal(f"{key} nudge {number}", size)) for number in range(1, nudges))]
+    rounded = [jax.tree.map(lambda leaf, own: _nudged(leaf, own, limits.eps), params, own) for own in signs]
     units = uniform(f"{key} finite", sum(math.prod(factor.shape) for factor in sym.factors))
     element = sym.element(_ELEMENT * max(shrink, SHRINK[-2]) * normal(f"{key} continuous", sym.dim), units)
     still = sym.still()
     alone = [(*still[:i], part, *still[i + 1 :]) for i, part in enumerate(element)]
-    rows = [(element, params), (element, rounded), (still, rounded), *((one, params) for one in alone)]
+    nudged = [pair for own in rounded for pair in ((element, own), (still, own))]
+    rows = [(element, params), *nudged, *((one, params) for one in alone)]
     sums = [np.zeros(0)] * 3
     for some in keys:
         base = np.asarray(run(params, inputs, some), float)
@@ -282,25 +290,28 @@ def _trial(
             more = np.abs(base).sum(0), pairs[:, 0], pairs[:, 1]
         sums = [new if old.size == 0 else old + new for old, new in zip(sums, more, strict=True)]
     base, change, square = sums
-    return _judged(base, change, square, sum(1 if some is None else len(some) for some in keys), limits)
+    return _judged(base, change, square, sum(1 if some is None else len(some) for some in keys), limits, nudges)
 
 
-def _judged(base: np.ndarray, change: np.ndarray, square: np.ndarray, count: int, limits: _Limits) -> _Trial:
-    """From sums over so many keys: sizes ``base [outputs]``, changes and their squares ``[all, rounded, *factors; outputs]``."""
+def _judged(
+    base: np.ndarray, change: np.ndarray, square: np.ndarray, count: int, limits: _Limits, nudges: int
+) -> _Trial:
+    """From sums over so many keys: sizes ``base [outputs]``, changes and their squares ``[all, *(rounded, rounded alone), *factors; outputs]``."""
     base, change, square = base / count, change / count, square / count
     with np.errstate(all="ignore"):
         group = _magnitudes(base)
         scale = _largest(base, group)
         variance = np.maximum(square - change**2, 0) / (count - 1) if count > 1 else np.zeros_like(square)
         noise = limits.quantile * np.sqrt(variance) / scale
-        rounding = _largest(np.maximum(np.abs(change[1] - change[0]), np.abs(change[2])), group) / scale
+        both, alone = change[1 : 1 + 2 * nudges : 2] - change[0], change[2 : 2 + 2 * nudges : 2]
+        rounding = _largest(np.abs([*both, *alone]).max(axis=0), group) / scale
         nought = np.where(scale < NOUGHT, 8 * rounding, 0)
         ratio = np.abs(change) / scale / np.maximum(np.maximum(limits.tolerance, noise), nought)
         ratio = np.where(change == 0, 0, ratio)
     finite = np.isfinite(change) & np.isfinite(square)
     ratio = np.where(finite, ratio, np.inf)
     worst = ratio.argmax(axis=1, keepdims=True)
-    rows = [0, *range(3, len(ratio))]
+    rows = [0, *range(1 + 2 * nudges, len(ratio))]
     ratio, noise = (np.take_along_axis(values, worst, axis=1)[rows, 0] for values in (ratio, noise))
     defined = bool(np.isfinite(base).all())
     return _Trial(ratio, noise, defined, defined and bool(finite.all()) and rounding.max() <= limits.tolerance / 8)

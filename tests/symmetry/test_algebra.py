@@ -8,6 +8,7 @@ import pytest
 import jaxsym as js
 from jaxsym.models import MLP, GatedMLP
 from jaxsym.symmetry import lie_algebra
+from jaxsym.symmetry.host import svd
 from tests.symmetry.networks import ATTENTION, BUILDERS, SEQUENCE, TOKENS, X, normal
 
 
@@ -148,6 +149,18 @@ def test_it_says_what_moves():
     said = str(lie_algebra(apply, params, *inputs))
     assert said.startswith("4 constant generators, orbits of dimension 4")
     assert "params/Dense_0/kernel axis 1" in said
+
+
+def test_where_the_fast_decomposition_does_not_converge_the_slow_one_does(monkeypatch):
+    def fast(*_, **__):
+        raise np.linalg.LinAlgError
+
+    matrix = np.asarray(normal(5, 3), float)
+    expected = np.linalg.svd(matrix)[1]
+    monkeypatch.setattr(np.linalg, "svd", fast)
+    left, values, right = svd(matrix)
+    np.testing.assert_allclose(values, expected, rtol=1e-12)
+    np.testing.assert_allclose(left * values @ right, matrix, atol=1e-12)
 
 
 def test_without_a_gap_it_refuses():

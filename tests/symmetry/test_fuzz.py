@@ -21,6 +21,10 @@ ONCE = {  # programs that were once unsound
     "a translation measured on a leaf that another moves": Program(
         (("rotary", 373835), ("maxout", 737691)), head="log softmax"
     ),
+    "one unit looked up many times": Program((("pick", 732412),)),
+    "units looked up along their own index": Program((("pick", 809645),), head="flat"),
+    "a saturated gelu, of outputs that are rounding": Program((("skip", 449877), ("layer", 619887)), head="plain"),
+    "a saturated gelu behind a scan": Program((("bilinear", 408310), ("scan", 257690)), head="plain"),
     "a linear layer between two norms": Program((("norm", 416797), ("layer", 746219), ("norm", 754484)), True),
 }
 
