@@ -45,6 +45,8 @@ NOUGHT = 1e-9
 """Outputs below this, and at the mercy of rounding, are taken for 0."""
 NUDGES = 8
 """How often parameters are rounded where a trial fails, to see what rounding does to the outputs."""
+EXPLAINED = 2.0
+"""Changes of an output up to this times those by rounding are rounding."""
 _ELEMENT = 0.5  # standard deviation of the coordinates of a trial's element, in the Lie algebra
 _CHUNK = 64  # keys that are averaged over at once
 _LARGEST = 1e4  # what an entry adds at most to the size of its leaf
@@ -310,11 +312,14 @@ def _judged(
         ratio = np.where(change == 0, 0, ratio)
     finite = np.isfinite(change) & np.isfinite(square)
     ratio = np.where(finite, ratio, np.inf)
+    defined, settled = bool(np.isfinite(base).all()), rounding.max() <= limits.tolerance / 8
+    if nudges > 1:  # what rounding may do is no failure, and nothing else decides here
+        ratio = np.where(np.abs(change) <= EXPLAINED * rounding * scale, np.minimum(ratio, 1), ratio)
+        settled = bool((ratio > 1).any())
     worst = ratio.argmax(axis=1, keepdims=True)
     rows = [0, *range(1 + 2 * nudges, len(ratio))]
     ratio, noise = (np.take_along_axis(values, worst, axis=1)[rows, 0] for values in (ratio, noise))
-    defined = bool(np.isfinite(base).all())
-    return _Trial(ratio, noise, defined, defined and bool(finite.all()) and rounding.max() <= limits.tolerance / 8)
+    return _Trial(ratio, noise, defined, defined and bool(finite.all()) and settled)
 
 
 def _magnitudes(base: Float[np.ndarray, " outputs"]) -> Int[np.ndarray, " outputs"]:
