@@ -162,7 +162,8 @@ def _each(
     sym: Symmetry, entries: Mapping[str, Array], moving: Sequence[int], weight: Callable[[float], float]
 ) -> Parts:
     """For each unit of some scalings the sum of its entries, weighted by a function of the exponent."""
-    found = {i: jnp.zeros(sym.factors[i].shape) for i in moving}
+    dtype = jnp.result_type(*entries.values()) if entries else None
+    found = {i: jnp.zeros(sym.factors[i].shape, dtype) for i in moving}
     for i, path, slot in slots(sym, found):
         found[i] = found[i] + weight(slot.exponent) * gathered(entries[path], slot).sum(-1)
     return found
@@ -177,14 +178,14 @@ def _equal_ranges(sym: Symmetry, params: Mapping[str, Array], moving: Sequence[i
         for _, path, slot in slots(sym, [i]):
             sides[slot.exponent > 0].append((slot.exponent, gathered(logs[path], slot).max(-1)))
         if not (sides[True] and sides[False]):
-            return jnp.zeros(sym.factors[i].shape)
+            return jnp.zeros(sym.factors[i].shape, dtype)
         rows = [[(down - up) / (grows - falls) for falls, down in sides[False]] for grows, up in sides[True]]
         met = functools.reduce(jnp.minimum, [functools.reduce(jnp.maximum, row) for row in rows])
         return jnp.where(jnp.isfinite(met), met, 0)
 
     def body(state: tuple[Parts, dict[str, Array], Array, Array]) -> tuple[Parts, dict[str, Array], Array, Array]:
         point, logs, _, count = state
-        point, logs, size = dict(point), dict(logs), jnp.zeros(())
+        point, logs, size = dict(point), dict(logs), jnp.zeros((), dtype)
         for i in moving:
             step = crossing(i, logs)
             for _, path, slot in slots(sym, [i]):
@@ -198,6 +199,7 @@ def _equal_ranges(sym: Symmetry, params: Mapping[str, Array], moving: Sequence[i
         eps = jnp.finfo(jnp.result_type(*logs.values())).eps
         return (size > 8 * eps) & (count < SWEEPS)
 
-    start = {i: jnp.zeros(sym.factors[i].shape) for i in moving}
-    logs = {path: jnp.log(jnp.abs(params[path])) for _, path, _ in slots(sym, moving)}
-    return jax.lax.while_loop(going, body, (start, logs, jnp.array(jnp.inf), jnp.array(0)))[0]
+    dtype = jnp.result_type(*(params[path] for _, path, _ in slots(sym, moving)))
+    start = {i: jnp.zeros(sym.factors[i].shape, dtype) for i in moving}
+    logs = {path: jnp.log(jnp.abs(params[path])).astype(dtype) for _, path, _ in slots(sym, moving)}
+    return jax.lax.while_loop(going, body, (start, logs, jnp.array(jnp.inf, dtype), jnp.array(0)))[0]

@@ -323,6 +323,20 @@ def test_what_is_not_finite_ties():
     assert all(tie.all() for tie in js.canonicalize(sym, params).ties)
 
 
+@pytest.mark.parametrize("name", ["relu", "tanh", "identity", "attention", "sin"])
+def test_parameters_in_float32_where_float64_is_on(name):
+    network = BUILDERS[name]()
+    with jax.enable_x64(True):
+        params = wide(network.params, "float32")
+        sym = js.discover(network.apply, params, *network.inputs)
+        form = js.canonicalize(sym, params).params
+        assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(form))
+        moved = sym.act(sym.sample(jax.random.key(1), 0.1), params)
+        assert js.orbit_distance(sym, params, moved) < 1e-3
+        for norm in (2, math.inf):
+            chex.assert_trees_all_equal_shapes_and_dtypes(js.symmetry.balance(sym, params, norm), params)
+
+
 def test_no_distance_where_generic_units_tie():
     with jax.enable_x64(True):
         params = weights(a=(3, 6), b=(6, 5))
