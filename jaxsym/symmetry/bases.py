@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from jaxsym.symmetry.atoms import Atom, factors, leaves
 from jaxsym.symmetry.facts import Known
 from jaxsym.symmetry.idioms import wide
-from jaxsym.symmetry.layout import SPECIAL, along, dot_axes, filled, gathered_whole
+from jaxsym.symmetry.layout import SPECIAL, along, dot_axes, filled, gathered_whole, padding
 from jaxsym.symmetry.rules import CATALOGUE
 from jaxsym.symmetry.trace import Equation, Program, Value
 from jaxsym.symmetry.weights import Shapes
@@ -406,7 +406,7 @@ def _untouched(equation: Equation) -> dict[int, int]:
 def _filled(equation: Equation) -> bool:
     """Whether an operation writes numbers of its own beside those that it moves."""
     if equation.primitive == "pad":
-        return equation.inputs[1].constant is None or bool(equation.inputs[1].constant.any())
+        return padding(equation)
     return equation.primitive == "gather" and bool(filled(equation))
 
 

@@ -21,7 +21,7 @@ from jaxtyping import Array, Float
 from jaxsym.symmetry.factors import Slot
 from jaxsym.symmetry.group import Symmetry
 from jaxsym.symmetry.host import namespace
-from jaxsym.symmetry.units import Leaves, Parts, act, close, cover, framed, gathered, numbers, slots, spread
+from jaxsym.symmetry.units import Leaves, Parts, act, close, cover, framed, gathered, labels, numbers, slots, spread
 
 
 class Side(NamedTuple):
@@ -344,7 +344,7 @@ def edges(sym: Symmetry, some: Sequence[int], loose: Sequence[int] = ()) -> list
     for (i, path, slot), (j, other, its) in itertools.combinations(plain, 2):
         if path != other:
             continue
-        first, second = _labels(sym, path, slot), _labels(sym, path, its)
+        first, second = (labels(one, sym.shapes[path]).ravel() for one in (slot, its))
         both = np.flatnonzero((first >= 0) & (second >= 0) & (counts[path].ravel() == 2))
         sizes = sym.factors[i].size, sym.factors[j].size
         if len(both) and len(both) % math.prod(sizes) == 0:
@@ -352,13 +352,6 @@ def edges(sym: Symmetry, some: Sequence[int], loose: Sequence[int] = ()) -> list
             signs = (1 if slot.exponent > 0 else -1), (1 if its.exponent > 0 else -1)
             found.append(Edge(path, i, j, signs, where))
     return found
-
-
-def _labels(sym: Symmetry, path: str, slot: Slot) -> np.ndarray:
-    """The number of the unit that each entry of a leaf lies in, -1 where it lies in none."""
-    numbers = np.arange(math.prod(slot.where.shape[:-1])).reshape(slot.where.shape[:-1])
-    labels = spread(numbers, slot, sym.shapes[path], -1)
-    return np.broadcast_to(labels, sym.shapes[path]).ravel()
 
 
 def _tap(leaves: Leaves, edge: Edge) -> Any:

@@ -298,9 +298,15 @@ def _padded(equation: Equation) -> list[int]:
     return [axis for axis, config in enumerate(equation.params["padding_config"]) if tuple(config) != (0, 0, 0)]
 
 
+def padding(equation: Equation) -> bool:
+    """Whether a pad writes anything but zeros."""
+    filler = equation.inputs[1].constant
+    return filler is None or bool(np.any(filler))
+
+
 def _pad_weigh(weights: Weights, equation: Equation) -> None:
-    value, filler = equation.inputs
-    if filler.constant is None or np.any(filler.constant):
+    value = equation.inputs[0]
+    if padding(equation):
         nothing(weights, equation)
         return
     special = set(_padded(equation))

@@ -13,7 +13,7 @@ from jaxtyping import Array, PyTree
 
 from jaxsym.symmetry.checks import expect_group
 from jaxsym.symmetry.group import Symmetry
-from jaxsym.symmetry.units import Parts, gathered, numbers, slots, spread
+from jaxsym.symmetry.units import Parts, gathered, labels, numbers, slots, spread
 
 STEPS = 200
 """At most; a dozen do, unless the factors are far from 1."""
@@ -31,9 +31,8 @@ def loose(sym: Symmetry, counted: Mapping[str, Any]) -> list[int]:
         own = []
         for i, where, slot in slots(sym, moving):
             if where == path:
-                units = int(first[i]) + np.arange(math.prod(slot.where.shape[:-1])).reshape(slot.where.shape[:-1])
-                label = np.broadcast_to(spread(units, slot, sym.shapes[path], -1), sym.shapes[path])
-                own.append((float(slot.exponent), np.where(counted[path], label, -1).ravel()))
+                label = labels(slot, sym.shapes[path])
+                own.append((float(slot.exponent), np.where(counted[path] & (label >= 0), first[i] + label, -1).ravel()))
         for (e, one), (f, other) in itertools.product(own, own):
             both = (one >= 0) & (other >= 0)
             np.add.at(told, (one[both], other[both]), e * f)

@@ -48,6 +48,12 @@ def spread(values: Any, slot: Slot, shape: tuple[int, ...], fill: float) -> Any:
     return ordered.reshape([size if axis in slot.axes else 1 for axis, size in enumerate(shape)])
 
 
+def labels(slot: Slot, shape: tuple[int, ...]) -> Int[np.ndarray, "..."]:
+    """The number of the unit, over all copies, that each entry of a leaf lies in; -1 where it lies in none."""
+    units = np.arange(math.prod(slot.where.shape[:-1])).reshape(slot.where.shape[:-1])
+    return np.broadcast_to(spread(units, slot, shape, -1), shape)
+
+
 def numbers(sym: Symmetry, *kinds: str) -> list[int]:
     """Of the factors of some kinds."""
     return [i for i, factor in enumerate(sym.factors) if factor.kind in kinds]
@@ -94,9 +100,7 @@ def even(sym: Symmetry, numbers: Iterable[int], turns: Iterable[int]) -> list[tu
     """The slots of some factors whose units no turn mixes."""
     found = []
     for i, path, slot in slots(sym, numbers):
-        count = math.prod(slot.where.shape[:-1])
-        labels = spread(np.arange(count).reshape(slot.where.shape[:-1]), slot, sym.shapes[path], -1)
-        whole = np.broadcast_to(labels, sym.shapes[path])
+        whole = labels(slot, sym.shapes[path])
         mixed = [gathered(whole, other) for _, own, other in slots(sym, turns) if own == path]
         if all((units == units[..., :1, :]).all() for units in mixed):
             found.append((i, path, slot))
