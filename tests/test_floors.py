@@ -12,9 +12,9 @@ FLOORS = [
     {"equivariant", "training", "curvature", "dynamics", "alignment", "compression", "posterior", "plots"},
     {"sweep"},
     {"studies"},
-    {"report", "cli", "__main__", "__init__"},
+    {"report", "display", "cli", "__main__", "__init__"},
 ]
-ALLOWED = {("posterior", "alignment"), ("cli", "report"), ("__main__", "cli")}
+ALLOWED = {("posterior", "alignment"), ("cli", "report"), ("cli", "display"), ("__main__", "cli")}
 WITHIN_GROUND = {("models", "catalogue"), ("loading", "catalogue"), ("parallel", "tree"), ("data", "tree")}
 
 
