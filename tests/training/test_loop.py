@@ -148,6 +148,92 @@ def test_bits_are_reproducible():
     chex.assert_trees_all_equal(train(KEY), train(KEY))
 
 
+PIECES = [
+    {"optimizer": optax.adam(0.1)},
+    {"optimizer": optax.sgd(0.1, momentum=0.9), "batch_size": 6, "record_every": 5},
+    {"optimizer": optax.inject_hyperparams(optax.sgd)(0.1), "batch_size": 20, "record_every": 100},
+]
+
+
+@pytest.mark.parametrize("options", PIECES, ids=["adam", "minibatches", "injected"])
+def test_a_run_in_pieces(options):
+    """Close to the whole run, and the same to the bit however it is cut."""
+    watched = {"w": lambda seen: seen.params["w"], "norm": probes.gradient_norm}
+    train = js.make_train(init, loss, data=DATA, steps=13, probes=watched, **options)
+    keys = jax.random.split(KEY, 3)
+    start, finish = js.parallel(train.start), js.parallel(train.finish)
+    traces = []
+    advance = js.parallel(lambda *args: traces.append(1) or train.advance(*args), (0, None, None), chunk=2)
+    once = advance(start(keys), 0, 13)
+    assert jax.tree.all(jax.tree.map(lambda leaf: isinstance(leaf, jax.Array), once))
+    len_once = len(traces)
+    for cuts in [(1, 2, 3, 6, 1), (5, 5, 5, 5), (0, 13, 4)]:
+        run, first = start(keys), 0
+        for num in cuts:
+            run = advance(run, first, num)
+            first = min(first + num, 13)
+            np.testing.assert_array_equal(run.step, first)
+        chex.assert_trees_all_equal(*jax.tree.map(bits, (run, once)))
+    assert len(traces) == len_once  # one program serves them all
+    whole = js.parallel(train, chunk=2)(keys)
+    chex.assert_trees_all_close(finish(once), whole, rtol=1e-10, atol=1e-12)
+
+
+def bits(leaf):
+    return jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf
+
+
+def test_pieces_keep_the_hyperparameters():
+    def decayed(params, batch, key, decay=0.0):
+        return loss(params, batch, key) + decay * jnp.sum(params["w"] ** 2)
+
+    train = js.make_train(init, decayed, optax.inject_hyperparams(optax.sgd)(0.1), DATA, steps=7)
+    hyper = {"learning_rate": 0.2, "decay": 0.3, "scale": 2.0}
+    run = train.start(KEY, **hyper)
+    for first in range(0, 7, 3):
+        run = train.advance(run, first, 3)
+    chex.assert_trees_all_close(train.finish(run), train(KEY, **hyper), rtol=1e-10)
+
+
+def test_a_run_passes_through_a_file(tmp_path):
+    train = js.make_train(init, loss, optax.adam(0.1), DATA, steps=8, batch_size=5)
+    run = jax.jit(train.advance)(jax.jit(train.start)(KEY), 0, 3)
+    leaves, structure = jax.tree.flatten(run)
+    np.savez(tmp_path / "run.npz", *map(np.asarray, map(bits, leaves)))
+    with np.load(tmp_path / "run.npz") as stored:
+        back = [
+            jax.random.wrap_key_data(array) if bits(leaf) is not leaf else jnp.asarray(array)
+            for leaf, array in zip(leaves, stored.values(), strict=True)
+        ]
+    back = jax.tree.unflatten(structure, back)
+    advance = jax.jit(train.advance)
+    chex.assert_trees_all_equal(*jax.tree.map(bits, (advance(run, 3, 5), advance(back, 3, 5))))
+
+
+def test_then_and_the_arguments_of_a_run():
+    train = js.make_train(init, loss, optax.adam(0.1), DATA, steps=4)
+    last = train.then(lambda trained: trained.history["loss"][-1])
+    halved = last.then(lambda value: {"half": value / 2})
+    assert halved.steps == train.steps == 4
+    expected = train(KEY).history["loss"][-1]
+    np.testing.assert_array_equal(last(KEY), expected)
+    np.testing.assert_array_equal(halved(KEY)["half"], expected / 2)
+    np.testing.assert_allclose(halved.finish(train.advance(train.start(KEY), 0, 4))["half"], expected / 2, rtol=1e-10)
+    wrapped = functools.wraps(halved)(lambda key: halved(key))
+    np.testing.assert_array_equal(wrapped(KEY)["half"], expected / 2)
+
+
+def test_the_whole_run_can_be_differentiated():
+    train = js.make_train(init, loss, optax.inject_hyperparams(optax.sgd)(0.1), DATA, steps=5, record_every=2)
+
+    def final(rate):
+        return train(KEY, learning_rate=rate).history["loss"][-1]
+
+    step = 1e-6
+    expected = (final(0.1 + step) - final(0.1 - step)) / (2 * step)
+    np.testing.assert_allclose(jax.grad(final)(0.1), expected, rtol=1e-5)
+
+
 def make(**changes):
     options = {"init": init, "loss": loss, "optimizer": optax.sgd(0.1), "data": DATA, "steps": 3} | changes
     return js.make_train(**options)

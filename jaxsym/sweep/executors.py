@@ -1,0 +1,121 @@
+"""Where cells run: here, in processes, on Slurm, or on any executor of ``concurrent.futures``. They share the folder and nothing else."""
+
+import concurrent.futures
+import contextlib
+import multiprocessing
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from jaxsym.sweep import cell
+
+
+class Job(Protocol):
+    """A cell that was handed on."""
+
+    def done(self) -> bool:
+        """Whether it has ended, well or not."""
+        ...
+
+    def cancel(self) -> Any:
+        """Stop it, or do not begin it."""
+        ...
+
+
+Submit = Callable[[str, Sequence[int]], list[Job]]
+"""Hands on some cells of a folder."""
+
+
+class Now:
+    """A cell that has been run on the spot; what went wrong is in its folder."""
+
+    def done(self) -> bool:
+        """Always."""
+        return True
+
+    def cancel(self) -> bool:
+        """Too late."""
+        return False
+
+
+@contextlib.contextmanager
+def inline(show: Callable[[int, cell.Progress], None]) -> Iterator[Submit]:
+    """One cell after the other, in this process, on all its devices."""
+
+    def submit(directory: str, indices: Sequence[int]) -> list[Job]:
+        def one(index: int) -> Job:
+            with contextlib.suppress(ValueError):  # it is in the cell's folder
+                cell.run(directory, index, lambda progress: show(index, progress))
+            return Now()
+
+        return [one(index) for index in indices]
+
+    yield submit
+
+
+@contextlib.contextmanager
+def processes(workers: int | None = None) -> Iterator[Submit]:
+    """Some cells at a time, each in a process of its own on one CPU device; processes are spawned, never forked.
+
+    Parameters
+    ----------
+    workers
+        How many; one for each core when None.
+    """
+    workers = workers or len(os.sched_getaffinity(0))
+    context = multiprocessing.get_context("spawn")
+    with _environment(JAX_NUM_CPU_DEVICES="1", OPENBLAS_NUM_THREADS="1"):
+        pool = concurrent.futures.ProcessPoolExecutor(
+            workers, mp_context=context, initializer=_begin, initargs=(os.getpid(),)
+        )
+        try:
+            yield lambda directory, indices: [pool.submit(cell.run, directory, index) for index in indices]
+        except BaseException:
+            for process in list((pool._processes or {}).values()):
+                process.terminate()
+            raise
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _begin(parent: int) -> None:
+    """In a new worker: end with the parent, however it ends, and leave interrupts to it."""
+    import signal
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.2)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+@contextlib.contextmanager
+def _environment(**values: str) -> Iterator[None]:
+    """Environment variables for processes that are started meanwhile."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+@contextlib.contextmanager
+def given(executor: Any) -> Iterator[Submit]:
+    """An executor of the user's own: whatever has ``submit(fn, *args)`` that gives a future, as Dask's and Ray's clients do."""
+    yield lambda directory, indices: [executor.submit(cell.run, directory, index) for index in indices]
+
+
+def folder_of(directory: str) -> Path:
+    """Where executors keep what is theirs."""
+    return Path(directory) / "executor"
