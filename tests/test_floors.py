@@ -12,9 +12,9 @@ FLOORS = [
     {"equivariant", "training", "curvature", "dynamics", "alignment", "compression", "posterior", "plots"},
     {"sweep"},
     {"studies"},
-    {"report", "cli", "__main__", "__init__"},
+    {"report", "sweep_page", "cli", "__main__", "__init__"},
 ]
-ALLOWED = {("posterior", "alignment"), ("cli", "report"), ("__main__", "cli")}
+ALLOWED = {("posterior", "alignment"), ("cli", "report"), ("report", "sweep_page"), ("__main__", "cli")}
 WITHIN_GROUND = {("models", "catalogue"), ("parallel", "tree"), ("data", "tree")}
 
 
