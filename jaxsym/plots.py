@@ -79,9 +79,13 @@ def heat_map(
     ax.set_facecolor("#d0d4d9")
     norm = (LogNorm if logarithmic else Normalize)(*limits)
     image = ax.imshow(values, cmap=palette, norm=norm, aspect="auto")
-    for axis, labels, room in ((ax.xaxis, columns, 90), (ax.yaxis, rows, 400)):
-        step = max(1, -(-len(labels) * max(map(len, labels)) // room))
-        axis.set_ticks(range(0, len(labels), step), list(labels)[::step])
+    specification = ax.get_subplotspec()
+    room = 80 // (1 if specification is None else specification.get_gridspec().ncols)  # letters along the x axis
+    crowded = sum(len(label) + 2 for label in columns) > room
+    turned = {"rotation": 40, "ha": "right", "rotation_mode": "anchor"} if crowded else {}
+    for axis, labels, most, style in ((ax.xaxis, columns, room // 2, turned), (ax.yaxis, rows, 20, {})):
+        step = -(-len(labels) // most)
+        axis.set_ticks(range(0, len(labels), step), list(labels)[::step], **style)
     if texts is not None:
         for row, column in np.ndindex(values.shape):
             colour = "black"
@@ -133,7 +137,7 @@ def parallel_coordinates(ax: Axes, scales: Sequence[Scale], shades: Float[np.nda
     A row with a NaN shade is dashed and grey, and ends before the first scale on which it has no place.
     """
     positions = np.stack([scale.positions for scale in scales], axis=1)
-    colours = matplotlib.colormaps["viridis_r"]
+    colours, alpha = matplotlib.colormaps["viridis_r"], min(0.8, max(0.25, 60 / len(shades)))
     for row in np.argsort(np.nan_to_num(shades, nan=-1), kind="stable"):
         known = np.isfinite(shades[row])
         style: dict[str, Any] = (
@@ -141,7 +145,7 @@ def parallel_coordinates(ax: Axes, scales: Sequence[Scale], shades: Float[np.nda
             if known
             else {"color": "#888888", "linewidth": 0.8, "linestyle": "--"}
         )
-        ax.plot(positions[row], alpha=0.8, **style)
+        ax.plot(positions[row], alpha=alpha, **style)
     for column, scale in enumerate(scales):
         ax.axvline(column, color="black", linewidth=0.8)
         for height, label in scale.ticks:

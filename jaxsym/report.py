@@ -17,7 +17,6 @@ import xarray as xr
 from jaxsym import studies, sweep_page
 from jaxsym.studies.study import Picture, Section, Study
 from jaxsym.sweep import store
-from jaxsym.sweep_page.text import toml
 
 RESULTS = "results.nc"
 SWEEP = "sweep.json"
@@ -83,7 +82,7 @@ def publish_sweep(directory: Path) -> Path:
     dataset, cells = sweep_page.read(directory)
     try:
         page = sweep_page.build(dataset, cells)
-        file = File("sweep.toml", toml(json.loads(dataset.attrs["config"])))
+        file = File("sweep.toml", page.toml)
         return _write(
             directory,
             page.title,

@@ -99,6 +99,14 @@ class Points(NamedTuple):
         """The names in ``axes`` that take more than one value."""
         return [name for name, values in self.axes.items() if len(set(map(str, values))) > 1]
 
+    def short(self, point: int) -> str:
+        """The label, of a trial its number alone."""
+        return self.label(point) if self.trials is None else self.label(point, [])
+
+    def along(self, dim: str) -> list[str]:
+        """The names in ``axes`` of what varies along a dimension: itself, or what is zipped on ``point``."""
+        return [dim] if dim in self.axes else [name for name in self.axes if name not in self.shape]
+
     def label(self, point: int, names: Sequence[str] | None = None) -> str:
         """The values that tell this point from others; only those of some axes if ``names`` are given."""
         chosen = self.varying if names is None else names

@@ -10,7 +10,7 @@ import xarray as xr
 from jaxsym.studies.study import Cell, Section, Table, listed
 from jaxsym.sweep_page import pictures
 from jaxsym.sweep_page.facts import CellFacts, Points, Ranked, points, rank
-from jaxsym.sweep_page.text import counted, cut, shown
+from jaxsym.sweep_page.text import counted, cut, shown, toml
 
 ROWS = 500
 """Rows that a table shows."""
@@ -18,15 +18,16 @@ ROWS = 500
 WHOLE = 3
 MEDIANS = 6
 NAMED = 10
-"""Cells that are named in a sentence."""
+"""What is named in a sentence, of cells or variables."""
 
 
 class Page(NamedTuple):
-    """What a template needs, and the headline figures."""
+    """What a template needs, the headline figures, and the file that the sweep can be run from again."""
 
     title: str
     sections: list[Section]
     summary: dict[str, Any]
+    toml: str
 
 
 def build(dataset: xr.Dataset, cells: Sequence[CellFacts]) -> Page:
@@ -46,7 +47,14 @@ def build(dataset: xr.Dataset, cells: Sequence[CellFacts]) -> Page:
     if ranked is not None and ranked.order:
         sections += _views(dataset, config, found, ranked)
     sections += [_points(found, ranked), _cells(cells, found)]
-    return Page(f"sweep of {target(config)}", sections, _summary(config, cells, found, ranked))
+    return Page(f"sweep of {target(config)}", sections, _summary(config, cells, found, ranked), _file(config))
+
+
+def _file(config: Mapping[str, Any]) -> str:
+    """The config as a file, with the number of seeds where that says the same as all of them."""
+    seeds = config["sweep"].get("seeds")
+    few = {"seeds": len(seeds)} if isinstance(seeds, list) and seeds == list(range(len(seeds))) else {}
+    return toml({**config, "sweep": config["sweep"] | few})
 
 
 def target(config: Mapping[str, Any]) -> str:
@@ -109,7 +117,7 @@ def _nonfinite(found: Points) -> str:
     if not lost.any():
         return "All of them are finite." if found.done.any() else ""
     most = sorted(np.flatnonzero(lost).tolist(), key=lambda point: -lost[point])
-    places = [f"{lost[point]} of {found.finite.shape[1]} at {found.label(point)}" for point in most[:5]]
+    places = [f"{lost[point]} of {found.finite.shape[1]} at {found.short(point)}" for point in most[:5]]
     if len(most) > 5:
         places.append(f"and {lost[most[5:]].sum()} at {counted(len(most) - 5, f'other {found.unit}')}")
     return (
@@ -174,7 +182,9 @@ def _axes(config: Mapping[str, Any], found: Points) -> Section:
         for name, values in axes.items()
     ]
     rows += [[name, "searched", "", _space(space)] for name, space in (search.get("space") or {}).items()]
-    rows.append(["seed", "seeds", str(seeds), _values(given if isinstance(given, list) else range(seeds))])
+    given = given if isinstance(given, list) else list(range(seeds))
+    gapless = given == list(range(given[0], given[-1] + 1)) and len(given) > 2
+    rows.append(["seed", "seeds", str(seeds), f"{given[0]} to {given[-1]}" if gapless else _values(given)])
     text = (
         "Every combination of static values is a cell, compiled once; traced values and seeds run side by side in it."
     )
@@ -189,8 +199,6 @@ def _axes(config: Mapping[str, Any], found: Points) -> Section:
 
 
 def _values(values: Sequence[Any]) -> str:
-    if isinstance(values, range):
-        return f"{values[0]} to {values[-1]}" if len(values) > 1 else str(values[0])
     text = ", ".join(shown(value) for value in values[:12])
     return text + (f", … {shown(values[-1])}" if len(values) > 12 else "")
 
@@ -213,7 +221,7 @@ def _views(dataset: xr.Dataset, config: Mapping[str, Any], found: Points, ranked
                 "The search",
                 [
                     f"The first trial with a finite objective, {found.trials[first]}, has a mean {name} of {score[first]:.4g};"
-                    f" the best, {found.label(best)}, {score[best]:.4g}."
+                    f" the best, {found.short(best)}, {score[best]:.4g}."
                 ],
                 pictures=[
                     pictures.best_so_far(ranked),
@@ -224,6 +232,8 @@ def _views(dataset: xr.Dataset, config: Mapping[str, Any], found: Points, ranked
     heat = pictures.heat_maps(found, ranked)
     if heat is not None:
         sections.append(Section("Over the axes", [_strongest(found, ranked)], pictures=[heat]))
+    if not found.finite.any():  # a trial may have an objective where another variable is not finite
+        return sections
     quantiles = found.quantiles(name)
     middle = quantiles[:, 3] - quantiles[:, 1]
     text = (
@@ -232,19 +242,18 @@ def _views(dataset: xr.Dataset, config: Mapping[str, Any], found: Points, ranked
     )
     sections.append(Section("Over the seeds", [text], pictures=[pictures.strips(found, ranked)]))
     curves = pictures.curves(dataset, found, ranked)
-    if curves is not None:
-        sections.append(Section("Over training", [], pictures=[curves]))
-    return sections
+    return [*sections, Section("Over training", [], pictures=[curves])] if curves is not None else sections
 
 
 def _strongest(found: Points, ranked: Ranked) -> str:
     """Which axis matters most: the spread of the means over everything else."""
     spans = {}
-    for name in found.varying:
+    for dim in [dim for dim, size in found.shape.items() if size > 1]:
         groups: dict[str, list[float]] = {}
+        names = found.along(dim)
         for point in ranked.order:
-            groups.setdefault(shown(found.axes[name][point]), []).append(float(ranked.score[point]))
-        spans[name] = float(np.ptp([np.mean(values) for values in groups.values()]))
+            groups.setdefault(found.label(point, names), []).append(float(ranked.score[point]))
+        spans[" with ".join(names)] = float(np.ptp([np.mean(values) for values in groups.values()]))
     parts = [f"{spans[name]:.4g} over {name}" for name in sorted(spans, key=lambda name: -spans[name])]
     return f"Averaged over all other axes, the median {ranked.metric.name} differs by at most {listed(parts)}."
 
@@ -258,12 +267,11 @@ def _points(found: Points, ranked: Ranked | None) -> Section:
     whole, medians, rest = names[:WHOLE], names[WHOLE : WHOLE + MEDIANS], names[WHOLE + MEDIANS :]
     figures = {name: found.quantiles(name) for name in [*whole, *medians]}
     total = len(found.done)
-    order = [*ranked.order, *(point for point in range(total) if point not in set(ranked.order))]
-    chosen = sorted(order[:ROWS])
+    unranked = sorted(set(range(total)) - set(ranked.order))
+    chosen = sorted([*ranked.order, *unranked][:ROWS])
     lost, seeds = found.lost(), found.finite.shape[1]
-    trial = ["trial"] if found.unit == "trial" else []
-    objective = ["objective"] if found.unit == "trial" else []
-    lead = ["cell", *trial, *found.axes, "finite", *objective]
+    search = found.unit == "trial"
+    lead = ["cell", *["trial"] * search, *found.axes, "finite", *["objective"] * search]
     header = [*lead, *["median", "25 %", "75 %", "min", "max"] * len(whole), *medians]
     groups = [("", len(lead)), *((name, 5) for name in whole), *([("median", len(medians))] if medians else [])]
     rows: list[list[str | Cell]] = []
@@ -275,20 +283,21 @@ def _points(found: Points, ranked: Ranked | None) -> Section:
         row: list[str | Cell] = [Cell(f"{cell.number:04d}", cell.number, f"{cell.folder}/data.nc" if done else "")]
         row += [] if found.trials is None else [_number(float(found.trials[point]), str(found.trials[point]))]
         row += [_value(values[point]) for values in found.axes.values()]
-        row += [finite, *(_number(float(ranked.score[point])) for _ in objective)]
+        row += [finite, *[_number(float(ranked.score[point]))] * search]
         row += [_number(float(figures[name][point, place])) for name in whole for place in (2, 1, 3, 0, 4)]
         rows.append(row + [_number(float(figures[name][point, 2])) for name in medians])
-    caption = (
-        f"The last value of each variable, over the finite networks. The {'number of a cell leads to its data' if found.done.any() else 'cells have no data yet'};"
-        " with JavaScript, headings sort."
-    )
-    paragraphs = []
+    caption = f"A row for each {found.unit}."
+    paragraphs = [
+        "The last value of each variable, over the finite networks. The number of a cell leads to its data. Headings sort, where scripts are allowed."
+    ]
     if total > ROWS:
         paragraphs.append(
             f"The {ROWS} best of {total} {found.unit}s by {first} are shown; {total - ROWS} are left out, and are in the data."
         )
-    if rest or found.left_out:
-        paragraphs.append(f"In the data, but not in this table: {listed([*rest, *found.left_out])}.")
+    left_out = [*rest, *found.left_out]
+    if left_out:
+        more = [f"{len(left_out) - NAMED} more"] if len(left_out) > NAMED else []
+        paragraphs.append(f"In the data, but not in this table: {listed([*left_out[:NAMED], *more])}.")
     return Section(f"Every {found.unit}", paragraphs, [Table(header, rows, caption, sortable=True, groups=groups)])
 
 

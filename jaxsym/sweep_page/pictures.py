@@ -15,7 +15,7 @@ from jaxsym.sweep_page.text import counted, cut, shown
 
 STRIPS = 24
 PANELS = 12
-LINES = 400
+LINES = 300
 """Trials in parallel coordinates."""
 
 
@@ -41,7 +41,7 @@ def strips(found: Points, ranked: Ranked) -> Picture:
     return Picture(
         "distributions",
         figure,
-        f"A dot for each finite network, the median as a bar; points by {_by(found)}, the best on top."
+        f"A dot for each finite network, the median as a bar; {found.unit}s by {_by(found)}, the best on top."
         + (" One colour for each cell." if by_cell and len(cells) < len(chosen) else "")
         + _of(len(chosen), len(able), found),
         f"Strips of {name} over the seeds for {counted(len(chosen), found.unit)},"
@@ -75,7 +75,7 @@ def curves(dataset: xr.Dataset, found: Points, ranked: Ranked) -> Picture | None
     lines = spread(list(dict.fromkeys(of(point) for point in able)), len(plots.COLOURS))
     drawn = [point for point in sorted(able) if of(point) in lines]
     panels = spread(cells, PANELS) if several else [None]
-    inner = [axis for axis in found.varying if not several or axis not in found.static]
+    inner = [axis for axis in found.varying if axis not in found.static] if several else None
     figure, axes = plots.panels(len(panels), height=2.9 if several else 4.2)
     handles: dict[str, Line2D] = {}
     middles = []
@@ -134,13 +134,12 @@ def heat_maps(found: Points, ranked: Ranked) -> Picture | None:
     few = max(sizes[down], sizes[across]) <= 8
 
     def names(dim: str, points: Sequence[int]) -> list[str]:
-        on_it = [axis for axis in found.axes if axis == dim or (dim == "point" and axis not in found.static)]
-        return [plots.text(cut(", ".join(shown(found.axes[axis][p]) for axis in on_it), 24)) for p in points]
+        return [plots.text(cut(", ".join(shown(found.axes[axis][p]) for axis in found.along(dim)), 24)) for p in points]
 
     def text(point: int) -> str:
         if not found.done[point]:
-            return "not done"
-        value = f"{scores[point]:.3g}" if math.isfinite(scores[point]) else "none finite"
+            return "not\ndone"
+        value = f"{scores[point]:.3g}" if math.isfinite(scores[point]) else "none\nfinite"
         return value + (f"\n{lost[point]} lost" if lost[point] and math.isfinite(scores[point]) else "")
 
     rows, columns = names(down, grids[0][:, 0]), names(across, grids[0][0])
@@ -158,8 +157,9 @@ def heat_maps(found: Points, ranked: Ranked) -> Picture | None:
             palette="viridis" if ranked.metric.maximize else "viridis_r",
             texts=[[text(point) for point in row] for row in grids[panel]] if few else None,
         )
-        ax.set(xlabel=plots.text(across), ylabel=plots.text(down))
-        rest = [axis for axis in found.varying if axis in others or ("point" in others and axis not in found.static)]
+        x, y = (plots.text(cut(", ".join(found.along(dim)), 40)) for dim in (across, down))
+        ax.set(xlabel=x, ylabel=y)
+        rest = [axis for dim in others for axis in found.along(dim) if axis in found.varying]
         if rest:
             ax.set_title(plots.text(cut(found.label(grids[panel][0, 0], rest), 48)), fontsize=9)
     figure.colorbar(image, ax=axes, label=plots.text(f"median {name}"))
@@ -176,7 +176,7 @@ def heat_maps(found: Points, ranked: Ranked) -> Picture | None:
             if len(panels) < len(grids)
             else ""
         ),
-        f"Heat map of the median {name} over {down} and {across}; the best tile is {found.label(best)}, with {scores[best]:.4g}.",
+        f"Heat map of the median {name} over {listed(found.along(down) + found.along(across))}; the best tile is {found.label(best)}, with {scores[best]:.4g}.",
     )
 
 
@@ -201,7 +201,7 @@ def parallel_coordinates(space: Mapping[str, Mapping[str, Any]], found: Points, 
     """A line for each trial through its hyperparameters to its objective."""
     name, score = ranked.metric.name, ranked.score
     lost = [point for point in np.flatnonzero(found.done).tolist() if not math.isfinite(score[point])]
-    chosen = spread(ranked.order, LINES) + spread(lost, LINES // 4)
+    chosen = spread(ranked.order, LINES) + spread(lost, LINES // 10)
     names = [axis for axis in found.axes if axis in space]
     scales = [
         plots.scale(axis, [found.axes[axis][point] for point in chosen], logarithmic=bool(space[axis].get("log")))
@@ -237,7 +237,8 @@ def _of(drawn: int, able: int, found: Points) -> str:
 
 
 def _label(found: Points, point: int, names: Sequence[str] | None = None) -> str:
-    return plots.text(cut(found.label(point, names), 60, f" #{point}"))
+    text = found.short(point) if names is None else found.label(point, names)
+    return plots.text(cut(text, 60, f" #{point}"))
 
 
 def _place(found: Points, point: int) -> dict[str, int]:
