@@ -230,7 +230,7 @@ def _study(sweep: Sweep, cell: Cell, place: Path, show: Show) -> tuple[xr.Datase
     if sweep.variables is not None:
         for name in sweep.variables:
             with targets.keyed("record.variables"):
-                find(dict(dataset.data_vars), name, "variable")
+                find({str(known): known for known in dataset.data_vars}, name, "variable")
         dataset = dataset[list(sweep.variables)]
     finite = np.ones(len(sweep.seeds), bool)
     return dataset.assign(finite=("seed", finite)), {}, 1

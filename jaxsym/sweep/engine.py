@@ -3,7 +3,7 @@
 import contextlib
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -183,7 +183,7 @@ class _Work:
             raise
         return silent
 
-    def _submitted(self, submit: executors.Submit, indices: list[int]) -> list[executors.Job]:
+    def _submitted(self, submit: executors.Submit, indices: list[int]) -> Sequence[executors.Job]:
         return submit(str(self.folder.path), indices) if indices else []
 
     def _settled(self, index: int) -> bool:

@@ -25,7 +25,7 @@ class Job(Protocol):
         ...
 
 
-Submit = Callable[[str, Sequence[int]], list[Job]]
+Submit = Callable[[str, Sequence[int]], Sequence[Job]]
 """Hands on some cells of a folder."""
 
 
@@ -45,7 +45,7 @@ class Now:
 def inline(show: Callable[[int, cell.Progress], None]) -> Iterator[Submit]:
     """One cell after the other, in this process, on all its devices."""
 
-    def submit(directory: str, indices: Sequence[int]) -> list[Job]:
+    def submit(directory: str, indices: Sequence[int]) -> Sequence[Job]:
         def one(index: int) -> Job:
             with contextlib.suppress(ValueError):  # it is in the cell's folder
                 cell.run(directory, index, lambda progress: show(index, progress))
@@ -77,7 +77,7 @@ def processes(workers: int | None = None) -> Iterator[Submit]:
         pools[:] = [pool]
         return pool
 
-    def submit(directory: str, indices: Sequence[int]) -> list[Job]:
+    def submit(directory: str, indices: Sequence[int]) -> Sequence[Job]:
         pool = renew()
         return [pool.submit(cell.run, directory, index) for index in indices]
 

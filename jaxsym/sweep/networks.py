@@ -54,6 +54,7 @@ class Networks:
 
     def __post_init__(self) -> None:
         """Choose the chunk from the file or from shapes, and find out what is done."""
+        self.programs: dict[str, Callable[..., Any]] = {}
         self.num_devices = len(jax.devices())
         self.chunk = self.sweep.chunk or chunk_from_shapes(self._begin, self.seeds, self.traced)
         self.chunk = min(self.chunk, len(self.seeds))
@@ -173,21 +174,23 @@ class Networks:
     def _program(self, name: str, run: Run | None = None) -> Callable[..., Any]:
         """One of the compiled programs; each is compiled once."""
         if name not in self.programs:
-            fn, args, donated = {
-                "whole": (lambda: (self._whole, self._rows([0]), ())),
-                "start": (lambda: (self._begin, self._rows([0]), ())),
-                "advance": (lambda: (self.train.advance, (run, jnp.int32(0), jnp.int32(0)), (0,))),
-                "finish": (lambda: (self._end, (run,), ())),
-            }[name]()
-            in_axes = (0, None, None) if name == "advance" else 0
+            train = self.train
+            fn: Callable[..., Any]
+            args: tuple[Any, ...]
+            in_axes: Any = 0
+            donated: tuple[int, ...] = ()
+            if name == "advance" and isinstance(train, Train):
+                fn, args, in_axes, donated = train.advance, (run, jnp.int32(0), jnp.int32(0)), (0, None, None), (0,)
+            elif name == "finish":
+                fn, args = self._end, (run,)
+            else:
+                fn, args = {"whole": self._whole, "start": self._begin}[name], self._rows([0])
             mapped = jax.jit(parallel(fn, in_axes, chunk=self.chunk), donate_argnums=donated)
             self.programs[name] = mapped.lower(*args).compile()
         return self.programs[name]
 
     def _whole(self, seed: Array, traced: dict[str, Array]) -> dict[str, Array]:
         return {f"variable {name}": leaf for name, leaf in self._begin(seed, traced).items()}
-
-    programs: dict[str, Callable[..., Any]] = dataclasses.field(default_factory=dict, init=False)
 
     def _save_if_due(self) -> None:
         if time.monotonic() - self.saved_at >= self.sweep.save_every:

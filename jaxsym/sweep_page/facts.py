@@ -136,7 +136,7 @@ def read(directory: Path) -> tuple[xr.Dataset, list[CellFacts]]:
     ValueError
         If the folder is damaged, or none of its cells is done.
     """
-    from jaxsym.sweep import records  # type: ignore[attr-defined]
+    from jaxsym.sweep import records
 
     cells = []
     for number, fact in enumerate(records.facts(directory)):
