@@ -82,7 +82,7 @@ def heat_map(
     specification = ax.get_subplotspec()
     room = 80 // (1 if specification is None else specification.get_gridspec().ncols)  # letters along the x axis
     crowded = sum(len(label) + 2 for label in columns) > room
-    turned = {"rotation": 40, "ha": "right", "rotation_mode": "anchor"} if crowded else {}
+    turned: dict[str, Any] = {"rotation": 40, "ha": "right", "rotation_mode": "anchor"} if crowded else {}
     for axis, labels, most, style in ((ax.xaxis, columns, room // 2, turned), (ax.yaxis, rows, 20, {})):
         step = -(-len(labels) // most)
         axis.set_ticks(range(0, len(labels), step), list(labels)[::step], **style)

@@ -24,24 +24,29 @@ DATA, PARAMS, RECORD, FAILED, POINTS = "data.nc", "params.safetensors", "cell.js
 
 
 class Progress(NamedTuple):
-    """How far a cell is. ``steps`` counts updates of single networks; 0 where the target is no training run."""
+    """How far a cell is. ``steps`` counts updates of single networks, 0 where the target is no training run; ``seconds`` of computing.
+
+    ``before`` is what was found done, in net-steps, or in networks where there are no steps.
+    """
 
     networks: int
     networks_done: int
     steps: int
     steps_done: int
     seconds: float
+    before: int = 0
 
     @property
     def rate(self) -> float:
         """Net-steps a second, or networks a second where there are no steps."""
-        return (self.steps_done or self.networks_done) / self.seconds if self.seconds else 0.0
+        done = self.steps_done if self.steps else self.networks_done
+        return (done - self.before) / self.seconds if self.seconds else 0.0
 
     @property
     def left(self) -> float | None:
         """Seconds left, at this rate."""
         todo = self.steps - self.steps_done if self.steps else self.networks - self.networks_done
-        return todo / self.rate if self.rate else None
+        return todo / self.rate if self.rate > 0 else None
 
 
 Show = Callable[[Progress], None]

@@ -64,8 +64,10 @@ class Networks:
         self.unsaved: list[int] = []
         self.under_way: tuple[list[int], Run, int] | None = None
         self.saved_at = time.monotonic()
+        self.before = 0
+        self.busy = 0.0  # seconds of computing; compiling and writing apart
 
-    def run(self, show: Callable[[int, int, int, int, float], None]) -> tuple[Arrays, Arrays, np.ndarray | None]:
+    def run(self, show: Callable[..., None]) -> tuple[Arrays, Arrays, np.ndarray | None]:
         """All networks; what is saved is not computed again.
 
         Returns
@@ -77,13 +79,13 @@ class Networks:
         self._read_segments()
         steps = self.train.steps if isinstance(self.train, Train) else 0
         done_before = len(self.finished)
-        begun = time.perf_counter()
+        self.before = min(done_before * self.chunk, len(self.seeds)) * max(steps, 1)
 
         def told(steps_done: int = 0, width: int = 0) -> None:
             """Show the progress, of which ``width`` chunks that are under way have done some steps."""
             networks = min(len(self.finished) * self.chunk, len(self.seeds))
             steps_all = networks * steps + width * self.chunk * steps_done
-            show(len(self.seeds), networks, steps * len(self.seeds), steps_all, time.perf_counter() - begun)
+            show(len(self.seeds), networks, steps * len(self.seeds), steps_all, self.busy, self.before)
 
         try:
             for ids, run, first in self._groups():
@@ -99,7 +101,10 @@ class Networks:
     def _compute(self, ids: list[int], run: Run | None, first: int, told: Callable[..., None]) -> None:
         """Some chunks, at most one for each device, to their end."""
         if not isinstance(self.train, Train):
-            self._finish(ids, jax.device_get(self._program("whole")(*self._rows(ids))))
+            whole, rows, clock = self._program("whole"), self._rows(ids), time.perf_counter()
+            results = jax.device_get(whole(*rows))
+            self.busy += time.perf_counter() - clock
+            self._finish(ids, results)
             return
         if run is None:
             run, first = self._program("start")(*self._rows(ids)), 0
@@ -111,7 +116,9 @@ class Networks:
             run = jax.block_until_ready(advance(run, jnp.int32(first), jnp.int32(num)))
             first += num
             self.under_way = (ids, run, first)
-            num = max(1, min(4 * num, int(num * CALL_SECONDS / (time.perf_counter() - clock))))
+            spent = time.perf_counter() - clock
+            self.busy += spent
+            num = max(1, min(4 * num, int(num * CALL_SECONDS / spent)))
             told(first, len(ids))
             self._save_if_due()
         self.under_way = None
@@ -141,6 +148,7 @@ class Networks:
         if not set(ids) <= set(range(self.num_chunks)) - set(self.finished):
             return
         self.log(f"goes on at step {first} with {len(ids) * self.chunk} networks")
+        self.before += len(ids) * self.chunk * first
         for start in range(0, len(ids), self.num_devices):  # it may have been more devices then
             some = ids[start : start + self.num_devices]
             positions = [start + min(i, len(some) - 1) for i in range(self.num_devices)]
