@@ -69,6 +69,7 @@ def test_a_preempted_task_is_requeued_and_resumes(slurm, tmp_path):
     for index, job in enumerate(jobs):
         assert [start[1] for start in counting.starts(tmp_path, index)] == ["0", str(counting.HOLD)]
         assert "this job is preempted" in job.log.read_text()
+        assert not (counting.folder_of(tmp_path, index) / "failed.json").exists()
         assert "Restarts=1 " in slurmd.said("scontrol", "show", "job", job.identity)
 
 
@@ -126,7 +127,7 @@ def test_a_task_whose_time_is_up_is_requeued_as_often_as_allowed(cluster, tmp_pa
         held(tmp_path, 0)
         subprocess.run(["scancel", "--signal=USR2", job.identity], check=True)  # as Slurm does shortly before the limit
     assert "FAILED" in str(job.exception(WAIT))
-    assert "timed-out too many times" in job.log.read_text()
+    assert "timed-out too many times" in str(job.exception())
     assert [start[1] for start in counting.starts(tmp_path, 0)] == ["0", str(counting.HOLD)]
 
 
