@@ -131,7 +131,7 @@ def _run(name: str, study: Any, config: Any, out: Path, overwrite: bool) -> None
         **facts,
     )
     store.write_dataset(out / report.RESULTS, dataset)
-    page = report.publish(out, store.read_dataset(out / report.RESULTS))
+    page = report.publish_run(out)
     _show_summary(study.summary(dataset))
     console.print(f"wrote {page}", soft_wrap=True, highlight=False)
 
@@ -197,15 +197,15 @@ def _conclude(outcome: Any, out: Path) -> None:
 
 
 def publish(arguments: list[str]) -> None:
-    """Write a run's page again."""
+    """Write the page of a run or a sweep again."""
 
-    def command(directory: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(help="the folder of a run")]) -> None:
+    def command(
+        directory: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(help="the folder of a run or a sweep")],
+    ) -> None:
         """Write summary, figures and page again, from the stored results."""
         from jaxsym import report
-        from jaxsym.sweep import store
 
-        directory = directory.expanduser().absolute()
-        page = report.publish(directory, store.read_dataset(directory / report.RESULTS))
+        page = report.publish(directory.expanduser().absolute())
         console.print(f"wrote {page}", soft_wrap=True, highlight=False)
 
     tyro.cli(command, args=arguments, prog="jaxsym report")

@@ -93,10 +93,11 @@ def parallel(
             return jax.vmap(lambda mapped: one(mapped, shared))(mapped)
         mesh = used_devices()
         shards = 1 if _sharded_already() else len(mesh)
-        share = math.ceil(size / shards)
-        largest = _default_chunk(one, mapped, shared, share, mesh[0].platform) if chunk == "auto" else int(chunk)
-        batch = min(share, largest)
-        share = math.ceil(share / batch) * batch
+        if chunk == "auto":
+            batch = _default_chunk(one, mapped, shared, math.ceil(size / shards), mesh[0].platform)
+        else:
+            batch = min(size, int(chunk))
+        share = math.ceil(size / (batch * shards)) * batch
         padding = share * shards - size
         if padding:
             copies = jnp.zeros(padding, int)
@@ -130,6 +131,42 @@ def parallel(
         return run(*args, **kwargs)
 
     return outside
+
+
+def chunk_from_shapes(fn: Callable[..., Any], *args: Any) -> int:
+    """A chunk for :func:`parallel` that depends on shapes alone: never on timing, nor on the number of devices.
+
+    Whoever needs the same bits from every run of an ensemble, on whatever machine and number of devices, passes it on as
+    the ``chunk``.
+
+    Parameters
+    ----------
+    fn
+        A function of one network.
+    *args
+        Its arguments for the ensemble, arrays or ``jax.ShapeDtypeStruct`` ``[N, ...]``; pytrees of them.
+
+    Returns
+    -------
+    int
+        At least 1, at most N.
+
+    Examples
+    --------
+    >>> import jax, jaxsym as js
+    >>> from jaxsym.parallel import chunk_from_shapes
+    >>> chunk_from_shapes(lambda key: jax.random.normal(key, (100,)), jax.random.split(jax.random.key(0), 100))
+    50
+    """
+    size = _ensemble_size((args, {}), [0] * len(jax.tree.leaves(args)))
+    structure = jax.tree.structure(args)
+    leaves = jax.tree.leaves(args)
+
+    def one(mapped: list[Any], shared: list[Any]) -> Any:
+        del shared
+        return fn(*jax.tree.unflatten(structure, mapped))
+
+    return _default_chunk(one, leaves, [], size, jax.default_backend()) if size else 1
 
 
 def use_all_cores() -> int:

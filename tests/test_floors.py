@@ -12,9 +12,15 @@ FLOORS = [
     {"equivariant", "training", "curvature", "dynamics", "alignment", "compression", "posterior", "plots"},
     {"sweep"},
     {"studies"},
-    {"report", "display", "cli", "__main__", "__init__"},
+    {"report", "sweep_page", "display", "cli", "__main__", "__init__"},
 ]
-ALLOWED = {("posterior", "alignment"), ("cli", "report"), ("cli", "display"), ("__main__", "cli")}
+ALLOWED = {
+    ("posterior", "alignment"),
+    ("cli", "report"),
+    ("cli", "display"),
+    ("report", "sweep_page"),
+    ("__main__", "cli"),
+}
 WITHIN_GROUND = {("models", "catalogue"), ("loading", "catalogue"), ("parallel", "tree"), ("data", "tree")}
 
 

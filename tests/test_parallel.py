@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import jaxsym as js
+from jaxsym.parallel import chunk_from_shapes
 
 
 def network(params, x, scale=1.0):
@@ -152,6 +153,53 @@ print(jax.device_count())
 @pytest.mark.parametrize("devices", [2, 3, pytest.param(8, marks=pytest.mark.long)])
 def test_devices(python, devices):
     assert python(DEVICES, devices=devices).strip() == str(devices)
+
+
+DIGEST = """
+import hashlib, jax, jax.numpy as jnp, numpy as np, optax, jaxsym as js
+x = jax.random.normal(jax.random.key(1), (64, 30))
+def init(key):
+    first, second = jax.random.split(key)
+    return {"w": jax.random.normal(first, (30, 16)) / 5, "v": jax.random.normal(second, (16,))}
+def loss(params, x, key):
+    return jnp.mean((jnp.tanh(x @ params["w"]) @ params["v"] + jax.random.normal(key)) ** 2)
+train = js.make_train(init, loss, optax.adam(0.01), x, steps=6)
+for num, chunk in [(13, 3), (7, 1), (5, 50)]:
+    keys = jax.random.split(jax.random.key(0), num)
+    whole = js.parallel(train, chunk=chunk)(keys)
+    run = js.parallel(train.advance, (0, None, None), chunk=chunk)(js.parallel(train.start, chunk=chunk)(keys), 0, 6)
+    digest = hashlib.sha256()
+    for leaf in jax.tree.leaves((whole, run.params, run.optimizer, run.history)):
+        digest.update(np.asarray(leaf).tobytes())
+    print(num, chunk, digest.hexdigest())
+"""
+
+
+def test_an_explicit_chunk_gives_the_same_bits_on_any_number_of_devices(python):
+    digests = {devices: python(DIGEST, devices=devices) for devices in (1, 2, 3, 8)}
+    assert digests[1].count("\n") == 3
+    assert set(digests.values()) == {digests[1]}
+
+
+@pytest.mark.parametrize(("num", "chunk", "batch"), [(7, 3, 3), (7, 50, 7), (7, 7, 7), (1, 4, 1)])
+def test_an_explicit_chunk_is_used_as_given(num, chunk, batch):
+    jaxpr = jax.make_jaxpr(js.parallel(lambda x: jnp.sin(x), chunk=chunk))(jnp.zeros((num, 5)))
+    assert f"f32[{batch},5] = sin" in str(jaxpr)
+
+
+def test_a_chunk_from_shapes():
+    def fn(tree):
+        return tree["x"] * 2
+
+    shapes = {"x": jax.ShapeDtypeStruct((1000, 3), jnp.float32)}
+    chunk = chunk_from_shapes(fn, shapes)
+    assert 1 < chunk <= 64
+    assert chunk_from_shapes(fn, {"x": jnp.zeros((1000, 3))}) == chunk
+    assert chunk_from_shapes(fn, {"x": jnp.zeros((3, 3))}) == 3
+    assert chunk_from_shapes(fn, {"x": jnp.zeros((0, 3))}) == 1
+    assert chunk_from_shapes(fn, {"x": jax.ShapeDtypeStruct((1000, 3000, 300), jnp.float32)}) == 1
+    with pytest.raises(ValueError, match="argument 0: 3, argument 1: 4"):
+        chunk_from_shapes(jnp.add, jnp.ones(3), jnp.ones(4))
 
 
 def test_all_cores_and_too_late(python):

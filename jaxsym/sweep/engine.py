@@ -164,8 +164,12 @@ class _Work:
         try:
             while jobs:
                 for index in [index for index, job in jobs.items() if job.done()]:
-                    del jobs[index]
-                    if not self._settled(index):
+                    job = jobs.pop(index)
+                    if self._settled(index):
+                        continue
+                    if str(getattr(job, "state", "")).startswith("CANCELLED"):
+                        self._fail(index, "was cancelled")
+                    else:
                         silent.append(index)
                 for index in jobs:
                     seen = store.read_json(self.folder.cell(index) / "progress.json")

@@ -66,19 +66,32 @@ def processes(workers: int | None = None) -> Iterator[Submit]:
         How many; one for each core when None.
     """
     workers = workers or len(os.sched_getaffinity(0))
-    context = multiprocessing.get_context("spawn")
+    pools: list[concurrent.futures.ProcessPoolExecutor] = []
+
+    def renew() -> concurrent.futures.ProcessPoolExecutor:
+        """A new pool: one whose process was killed takes no more work."""
+        for pool in pools:
+            pool.shutdown(wait=True, cancel_futures=True)
+        context = multiprocessing.get_context("spawn")
+        pool = concurrent.futures.ProcessPoolExecutor(workers, context, _begin, (os.getpid(),))
+        pools[:] = [pool]
+        return pool
+
+    def submit(directory: str, indices: Sequence[int]) -> list[Job]:
+        pool = renew()
+        return [pool.submit(cell.run, directory, index) for index in indices]
+
     with _environment(JAX_NUM_CPU_DEVICES="1", OPENBLAS_NUM_THREADS="1"):
-        pool = concurrent.futures.ProcessPoolExecutor(
-            workers, mp_context=context, initializer=_begin, initargs=(os.getpid(),)
-        )
         try:
-            yield lambda directory, indices: [pool.submit(cell.run, directory, index) for index in indices]
+            yield submit
         except BaseException:
-            for process in list((pool._processes or {}).values()):
-                process.terminate()
+            for pool in pools:
+                for process in list((pool._processes or {}).values()):
+                    process.terminate()
             raise
         finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+            for pool in pools:
+                pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _begin(parent: int) -> None:

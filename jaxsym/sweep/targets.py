@@ -78,9 +78,8 @@ def load_study(sweep: Sweep) -> Any:
             if not isinstance(value, float | int if isinstance(default, float) else type(default)):
                 msg = f"static.{name}: got {value!r}, expected values like the option's default, {default!r}."
                 raise ValueError(msg)
-            with_key(
-                f"static.{name}", lambda name=name, value=value: dataclasses.replace(study.config, **{name: value})
-            )
+            with keyed(f"static.{name}"):
+                dataclasses.replace(study.config, **{name: value})
     if "seed" not in fields and sweep.seeds != (0,):
         msg = f"sweep.seeds: the study {sweep.study} has no seed; leave them out."
         raise ValueError(msg)
@@ -158,15 +157,19 @@ def named(made: Any, wanted: tuple[str, ...] | None, target: str) -> Named:
         got = "an empty dict" if isinstance(made, Mapping) else described(made)
         msg = f"{target}: its function returned {got}, expected a dict of arrays by name, such as {{'loss': loss}}."
         raise ValueError(msg)
-    variables = {name.replace("/", "."): leaf for name, leaf in tree.leaves(dict(made)).items()}
+    made = jax.tree.map(lambda leaf: "None" if leaf is None else leaf, dict(made), is_leaf=lambda leaf: leaf is None)
+    variables = {name.replace("/", "."): leaf for name, leaf in tree.leaves(made).items()}
     for name, leaf in variables.items():
         if not re.fullmatch(r"[A-Za-z]\w*(\.\w+)*", name):
             msg = f"{target}: a result is called {name!r}, expected letters, digits and underscores."
             raise ValueError(msg)
-        if not (hasattr(leaf, "dtype") or isinstance(leaf, int | float)) or jnp.issubdtype(
-            jnp.result_type(leaf), jax.dtypes.prng_key
-        ):
-            msg = f"{target}: the result {name!r} is {described(leaf)}, expected an array of numbers."
+        if not hasattr(leaf, "dtype") and not isinstance(leaf, int | float):
+            msg = f"{target}: the result {name!r} is {leaf!r}, expected an array of numbers."
+            raise ValueError(msg)
+        if jnp.issubdtype(jnp.result_type(leaf), jax.dtypes.prng_key):
+            msg = (
+                f"{target}: the result {name!r} is a key, expected an array of numbers; return its jax.random.key_data."
+            )
             raise ValueError(msg)
     if wanted is not None:
         for name in wanted:

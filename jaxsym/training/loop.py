@@ -157,7 +157,7 @@ class Train:
             lambda leaf: jnp.zeros((num_records, *leaf.shape), leaf.dtype), self._empty_record(state, given)
         )
         given = given._replace(hyper=jax.tree.map(lambda value: _strong(value, state.params), given.hyper))
-        return Run(*state, given.order_key, given.loss_key, given.hyper, history)
+        return Run(state.step, state.params, state.optimizer, state.order, *given, history)
 
     def advance(self, run: Run, first: Int[Array, ""], num: Int[Array, ""]) -> Run:
         """At most ``num`` further updates, and never more than there are to make.

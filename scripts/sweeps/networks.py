@@ -44,7 +44,9 @@ def digits(width=32, activation="relu", steps=300):
         return optax.chain(optax.add_decayed_weights(weight_decay), optax.sgd(learning_rate, momentum))
 
     def cost(params, rows):
-        return optax.softmax_cross_entropy_with_integer_labels(net.apply(params, flat(rows.inputs)), rows.targets).mean()
+        return optax.softmax_cross_entropy_with_integer_labels(
+            net.apply(params, flat(rows.inputs)), rows.targets
+        ).mean()
 
     def test_loss(seen):
         return cost(seen.params, data.test)
