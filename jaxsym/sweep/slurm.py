@@ -6,15 +6,20 @@ task left is read from the cell's folder and from nothing else.
 """
 
 import dataclasses
-import json
+import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from jaxsym.sweep import cell, store
+from jaxsym.sweep.folder import Folder
 
 if TYPE_CHECKING:
     from submitit.helpers import DelayedSubmission
@@ -50,6 +55,7 @@ class _Task:
     fn: Callable[[str, int], Any]
 
     def __call__(self, directory: str, index: int) -> None:
+        _leave_at_once()
         self.fn(directory, index)
 
     def checkpoint(self, directory: str, index: int) -> "DelayedSubmission":
@@ -58,13 +64,39 @@ class _Task:
         return DelayedSubmission(self, directory, index)
 
 
+def _leave_at_once() -> None:
+    """End the process where submitit's handler would raise: a cell survives a kill at any moment, and takes an exception for a failure."""
+    from submitit.core.job_environment import JobEnvironment
+    from submitit.core.utils import UncompletedJobError
+
+    number = getattr(signal, f"SIG{JobEnvironment.USR_SIG}")
+    requeue: Any = signal.getsignal(number)
+
+    def handle(number: int, frame: Any) -> None:
+        signal.signal(number, signal.SIG_IGN)
+        signal.signal(
+            signal.SIGTERM, signal.SIG_IGN
+        )  # Slurm sends it next, also to the `scontrol requeue` that is started now
+        try:
+            requeue(number, frame)
+        except UncompletedJobError:  # its time was up too often: that is a failure
+            raise
+        except Exception:  # Slurm may requeue it by itself; otherwise the cell is missing, and is submitted again
+            traceback.print_exc()
+        except SystemExit:
+            pass
+        os._exit(1)
+
+    signal.signal(number, handle)
+
+
 class Job:
     """One cell's task. Attributes: ``identity`` (Slurm's ``ARRAY_TASK``), ``directory``, ``index``, ``log`` (its standard error)."""
 
     def __init__(self, slurm: "Slurm", identity: str, directory: str, index: int, log: Path) -> None:
         self.identity, self.directory, self.index, self.log = identity, directory, index, log
         self._slurm = slurm
-        self._folder = Path(directory) / "cells" / f"{index:04d}"
+        self._folder = Folder(Path(directory)).cell(index)
         self._seen: float | None = None  # when the end was first seen
 
     @property
@@ -82,7 +114,7 @@ class Job:
         if not _ended(state):
             return False
         self._seen = self._seen or time.monotonic()
-        expected = {"COMPLETED": ("cell.json",), "FAILED": ("cell.json", "failed.json")}.get(state, ())
+        expected = {"COMPLETED": (cell.RECORD,), "FAILED": (cell.RECORD, cell.FAILED)}.get(state, ())
         late = expected and not any((self._folder / name).exists() for name in expected)
         return not late or time.monotonic() - self._seen >= self._slurm.patience
 
@@ -128,10 +160,10 @@ class Job:
                 msg = f"{self} after {timeout} s."
                 raise TimeoutError(msg)
             time.sleep(self._slurm.poll)
-        record = _read(self._folder / "cell.json") if self.state in ("COMPLETED", FORGOTTEN) else None
+        record = store.read_json(self._folder / cell.RECORD) if self.state in ("COMPLETED", FORGOTTEN) else None
         if record is not None:
             return record, None
-        failed = _read(self._folder / "failed.json") if self.state == "FAILED" else None
+        failed = store.read_json(self._folder / cell.FAILED) if self.state == "FAILED" else None
         why = failed["error"] if failed else "it wrote no result"
         return {}, RuntimeError(f"{self}: {why}. Its log: {self.log}")
 
@@ -337,12 +369,3 @@ def _recall(tasks: Sequence[str], cancelled: Collection[str]) -> dict[str, tuple
             if name in states and word in ENDED:
                 states[name] = (word, "")
     return states
-
-
-def _read(path: Path) -> dict[str, Any] | None:
-    """A record, or None if there is none to read."""
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return record if isinstance(record, dict) else None

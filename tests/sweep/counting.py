@@ -2,7 +2,6 @@
 
 import fcntl
 import hashlib
-import json
 import os
 import time
 from pathlib import Path
@@ -18,30 +17,38 @@ def folder_of(directory, index):
 
 
 def run(directory, index):
-    """Bring one cell to its end, from where it stands; its starts are written down as `pid segments devices`."""
+    """Bring one cell to its end, from where it stands. Its starts are written down as `pid segments devices`; an exception is a failure."""
     folder = folder_of(directory, index)
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        chain = folder / "chain.json"
-        links = json.loads(chain.read_text()) if chain.exists() else [str(index)]
-        with (folder / "starts.txt").open("a") as starts:
-            starts.write(f"{os.getpid()} {len(links) - 1} {os.environ.get('JAX_NUM_CPU_DEVICES')}\n")
-        while len(links) <= SEGMENTS:
-            while len(links) > HOLD and not (Path(directory) / "go").exists():
-                time.sleep(0.02)
-            links.append(hashlib.sha256(links[-1].encode()).hexdigest())
-            store.write_text(chain, json.dumps(links))
-        record = {"index": index, "last": links[-1]}
-        store.write_text(folder / "cell.json", json.dumps(record))
-        return record
+        try:
+            return _run(Path(directory), folder, index)
+        except BaseException as error:
+            store.write_json(folder / "failed.json", {"error": str(error)})
+            raise ValueError(str(error)) from error
+
+
+def _run(directory, folder, index):
+    chain = folder / "chain.json"
+    links = store.read_json(chain) or [str(index)]
+    with (folder / "starts.txt").open("a") as starts:
+        starts.write(f"{os.getpid()} {len(links) - 1} {os.environ.get('JAX_NUM_CPU_DEVICES')}\n")
+    while len(links) <= SEGMENTS:
+        while len(links) > HOLD and not (directory / "go").exists():
+            time.sleep(0.02)
+        links.append(hashlib.sha256(links[-1].encode()).hexdigest())
+        store.write_json(chain, links)
+    record = {"index": index, "last": links[-1]}
+    store.write_json(folder / "cell.json", record)
+    return record
 
 
 def fail(directory, index):
     """A cell that raises, as a cell does: it says so in its folder first."""
     folder = folder_of(directory, index)
     folder.mkdir(parents=True, exist_ok=True)
-    store.write_text(folder / "failed.json", json.dumps({"error": f"ValueError: cell {index} was made to fail"}))
+    store.write_json(folder / "failed.json", {"error": f"ValueError: cell {index} was made to fail"})
     raise ValueError
 
 
@@ -53,5 +60,4 @@ def starts(directory, index):
 
 def segments(directory, index):
     """How many segments of a cell are done."""
-    path = folder_of(directory, index) / "chain.json"
-    return len(json.loads(path.read_text())) - 1 if path.exists() else 0
+    return len(store.read_json(folder_of(directory, index) / "chain.json") or "0") - 1

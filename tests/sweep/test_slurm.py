@@ -9,9 +9,10 @@ import time
 
 import pytest
 
+from jaxsym.sweep import engine
 from jaxsym.sweep import slurm as module
 from jaxsym.sweep.slurm import Slurm
-from tests.sweep import counting, slurmd
+from tests.sweep import counting, running, slurmd
 from tests.sweep.slurmd import until
 
 WAIT = 180  # seconds that a test waits for what takes a few, on a machine with much else to do
@@ -69,6 +70,7 @@ def test_a_preempted_task_is_requeued_and_resumes(slurm, tmp_path):
     for index, job in enumerate(jobs):
         assert [start[1] for start in counting.starts(tmp_path, index)] == ["0", str(counting.HOLD)]
         assert "this job is preempted" in job.log.read_text()
+        assert not (counting.folder_of(tmp_path, index) / "failed.json").exists()
         assert "Restarts=1 " in slurmd.said("scontrol", "show", "job", job.identity)
 
 
@@ -126,8 +128,20 @@ def test_a_task_whose_time_is_up_is_requeued_as_often_as_allowed(cluster, tmp_pa
         held(tmp_path, 0)
         subprocess.run(["scancel", "--signal=USR2", job.identity], check=True)  # as Slurm does shortly before the limit
     assert "FAILED" in str(job.exception(WAIT))
-    assert "timed-out too many times" in job.log.read_text()
+    assert "timed-out too many times" in str(job.exception())
     assert [start[1] for start in counting.starts(tmp_path, 0)] == ["0", str(counting.HOLD)]
+
+
+@pytest.mark.slurm
+def test_a_sweep_with_a_killed_task_equals_the_inline_one(cluster, tmp_path):
+    marker = tmp_path / "killed"
+    tables = running.tables("dies", static={"width": [1, 2], "marker": [str(marker)]})
+    options = {"minutes": 30, "poll": 0.2, "patience": 1}
+    outcome = engine.run(tables, tmp_path / "slurm", "slurm", slurm=options)
+    assert marker.exists()
+    assert (outcome.done, outcome.failures) == (2, ())
+    engine.run(tables, tmp_path / "inline")
+    running.same_bits(running.opened(tmp_path / "slurm"), running.opened(tmp_path / "inline"))
 
 
 @pytest.fixture
