@@ -103,7 +103,7 @@ def _keys(shapes: PyTree, leaves: list[np.ndarray]) -> PyTree:
     structure = jax.tree.structure(shapes)
     kinds = jax.tree.leaves(shapes)
     made: list[Any] = [
-        jax.random.wrap_key_data(jnp.asarray(leaf), impl=jax.random.key_impl(kind))
+        jax.random.wrap_key_data(jnp.asarray(leaf), impl=jax.random.key_impl(jnp.zeros((), kind.dtype)))
         if _is_key(kind)
         else jnp.asarray(leaf)
         for kind, leaf in zip(kinds, leaves, strict=True)

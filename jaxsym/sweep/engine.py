@@ -13,6 +13,8 @@ from jaxsym.sweep.folder import Folder
 
 EXECUTORS = ("inline", "processes", "slurm")
 POLL_SECONDS = 0.2
+FINAL = ("CANCELLED", "TIMEOUT", "OUT_OF_MEMORY")
+"""States of Slurm after which a cell is not begun again by itself."""
 TRIES = 3
 """How often a cell is begun whose process is killed."""
 
@@ -167,8 +169,9 @@ class _Work:
                     job = jobs.pop(index)
                     if self._settled(index):
                         continue
-                    if str(getattr(job, "state", "")).startswith("CANCELLED"):
-                        self._fail(index, "was cancelled")
+                    error = job.exception()
+                    if isinstance(error, ValueError) or str(getattr(job, "state", "")) in FINAL:
+                        self._fail(index, " ".join(str(error).split()))
                     else:
                         silent.append(index)
                 for index in jobs:

@@ -20,6 +20,10 @@ class Job(Protocol):
         """Whether it has ended, well or not."""
         ...
 
+    def exception(self) -> BaseException | None:
+        """Once it has ended: what went wrong, as far as the executor knows; a ValueError where the cell itself says it."""
+        ...
+
     def cancel(self) -> Any:
         """Stop it, or do not begin it."""
         ...
@@ -30,11 +34,18 @@ Submit = Callable[[str, Sequence[int]], Sequence[Job]]
 
 
 class Now:
-    """A cell that has been run on the spot; what went wrong is in its folder."""
+    """A cell that has been run on the spot."""
+
+    def __init__(self, error: ValueError | None = None) -> None:
+        self.error = error
 
     def done(self) -> bool:
         """Always."""
         return True
+
+    def exception(self) -> ValueError | None:
+        """What went wrong."""
+        return self.error
 
     def cancel(self) -> bool:
         """Too late."""
@@ -47,8 +58,10 @@ def inline(show: Callable[[int, cell.Progress], None]) -> Iterator[Submit]:
 
     def submit(directory: str, indices: Sequence[int]) -> Sequence[Job]:
         def one(index: int) -> Job:
-            with contextlib.suppress(ValueError):  # it is in the cell's folder
+            try:
                 cell.run(directory, index, lambda progress: show(index, progress))
+            except ValueError as error:
+                return Now(error)
             return Now()
 
         return [one(index) for index in indices]
