@@ -257,7 +257,8 @@ def _strongest(found: Points, ranked: Ranked) -> str:
             groups.setdefault(found.label(point, names), []).append(float(ranked.score[point]))
         spans[" with ".join(names)] = float(np.ptp([np.mean(values) for values in groups.values()]))
     parts = [f"{spans[name]:.4g} over {name}" for name in sorted(spans, key=lambda name: -spans[name])]
-    return f"Averaged over all other axes, the median {ranked.metric.name} differs by at most {listed(parts)}."
+    some = " and the points that have one" if len(ranked.order) < len(found.done) else ""
+    return f"Averaged over all other axes{some}, the median {ranked.metric.name} differs by at most {listed(parts)}."
 
 
 def _points(found: Points, ranked: Ranked | None) -> Section:

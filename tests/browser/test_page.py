@@ -109,3 +109,9 @@ def test_what_goes_wrong_on_a_page_is_seen(tmp_path):
     assert any("thrown" in failure for failure in seen.failures)
     assert any("said" in line for line in seen.console)
     assert any("thrown" in line for line in seen.console)
+
+
+def test_a_missing_browser_is_a_failure_that_says_what_to_do(pages, tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(pytest.fail.Exception, match="scripts/test --browser"):
+        open_page(pages["zip"] / "report.html", tmp_path, 390)
