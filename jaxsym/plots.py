@@ -5,7 +5,7 @@ from typing import Any, Literal, NamedTuple
 
 import matplotlib
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from matplotlib import ticker
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -159,9 +159,10 @@ def parallel_coordinates(ax: Axes, scales: Sequence[Scale], shades: Float[np.nda
     ax.grid(visible=False)
 
 
-def best_so_far(ax: Axes, values: Float[np.ndarray, " trials"], *, maximize: bool) -> None:
+def best_so_far(
+    ax: Axes, trials: Int[np.ndarray, " trials"], values: Float[np.ndarray, " trials"], *, maximize: bool
+) -> None:
     """Every trial as a dot, the best until then as a line; trials that are not finite as crosses along the lower edge."""
-    trials = np.arange(values.size)
     known = np.isfinite(values)
     best = (np.fmax if maximize else np.fmin).accumulate(np.where(known, values, np.nan))
     ax.scatter(trials[known], values[known], s=14, color=COLOURS[4], label="a trial")
@@ -177,12 +178,16 @@ def best_so_far(ax: Axes, values: Float[np.ndarray, " trials"], *, maximize: boo
         )
 
 
-def widely(ax: Axes, axis: Literal["x", "y"], values: Float[np.ndarray, "..."]) -> None:
-    """Make an axis logarithmic if all finite values are positive and far apart (a factor of 50)."""
+def logarithmic(ax: Axes, axis: Literal["x", "y"]) -> None:
+    """Make an axis logarithmic, with numbers in full."""
+    (ax.set_xscale if axis == "x" else ax.set_yscale)("log")
+    plain(ax, axis)
+
+
+def far_apart(values: Float[np.ndarray, "..."]) -> bool:
+    """Whether a logarithmic axis suits: all finite values are positive and a factor of 10 lies between them."""
     known = values[np.isfinite(values)]
-    if known.size and known.min() > 0 and known.max() > 50 * known.min():
-        (ax.set_xscale if axis == "x" else ax.set_yscale)("log")
-        plain(ax, axis)
+    return bool(known.size and known.min() > 0 and known.max() > 10 * known.min())
 
 
 def log_histogram(ax: Axes, values: Float[np.ndarray, " n"], floor: float, threshold: float) -> None:

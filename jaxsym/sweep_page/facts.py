@@ -9,6 +9,7 @@ import numpy as np
 import xarray as xr
 from jaxtyping import Bool, Float, Int
 
+from jaxsym.sweep import records
 from jaxsym.sweep_page.text import shown
 
 PREFERRED = ("test_accuracy", "accuracy", "test_loss", "loss")
@@ -136,8 +137,6 @@ def read(directory: Path) -> tuple[xr.Dataset, list[CellFacts]]:
     ValueError
         If the folder is damaged, or none of its cells is done.
     """
-    from jaxsym.sweep import records
-
     cells = []
     for number, fact in enumerate(records.facts(directory)):
         cell = CellFacts(number, fact["state"], fact.get("seconds", 0.0), fact.get("error", ""))

@@ -147,7 +147,9 @@ def _best(found: Points, ranked: Ranked) -> str:
     name, score, unit = ranked.metric.name, ranked.score, found.unit
     best, worst = ranked.order[0], ranked.order[-1]
     what = f"mean {name}" if unit == "trial" else f"median {name}"
-    if best == worst:
+    if len(found.done) == 1:
+        text = f"There is one {unit}: {what} {score[best]:.4g}{_over(found, best)}"
+    elif best == worst:
         text = f"Only {found.label(best)} has a finite value, {what} {score[best]:.4g}"
     elif score[best] == score[worst]:
         text = f"All {len(ranked.order)} {unit}s are equal: {what} {score[best]:.4g}"
@@ -224,7 +226,7 @@ def _views(dataset: xr.Dataset, config: Mapping[str, Any], found: Points, ranked
                     f" the best, {found.short(best)}, {score[best]:.4g}."
                 ],
                 pictures=[
-                    pictures.best_so_far(ranked),
+                    pictures.best_so_far(found, ranked),
                     pictures.parallel_coordinates(config["search"]["space"], found, ranked),
                 ],
             )
@@ -236,10 +238,10 @@ def _views(dataset: xr.Dataset, config: Mapping[str, Any], found: Points, ranked
         return sections
     quantiles = found.quantiles(name)
     middle = quantiles[:, 3] - quantiles[:, 1]
-    text = (
-        f"From seed to seed the middle half of {name} at the end spans {np.nanmin(middle):.4g} to {np.nanmax(middle):.4g},"
-        f" {np.nanmedian(middle):.4g} at the median {found.unit}."
-    )
+    spans = f"{np.nanmin(middle):.4g} to {np.nanmax(middle):.4g}, {np.nanmedian(middle):.4g} at the median {found.unit}"
+    if np.isfinite(middle).sum() == 1:
+        spans = f"{np.nanmax(middle):.4g}"
+    text = f"From seed to seed the middle half of {name} at the end spans {spans}."
     sections.append(Section("Over the seeds", [text], pictures=[pictures.strips(found, ranked)]))
     curves = pictures.curves(dataset, found, ranked)
     return [*sections, Section("Over training", [], pictures=[curves])] if curves is not None else sections
@@ -255,7 +257,8 @@ def _strongest(found: Points, ranked: Ranked) -> str:
             groups.setdefault(found.label(point, names), []).append(float(ranked.score[point]))
         spans[" with ".join(names)] = float(np.ptp([np.mean(values) for values in groups.values()]))
     parts = [f"{spans[name]:.4g} over {name}" for name in sorted(spans, key=lambda name: -spans[name])]
-    return f"Averaged over all other axes, the median {ranked.metric.name} differs by at most {listed(parts)}."
+    some = " and the points that have one" if len(ranked.order) < len(found.done) else ""
+    return f"Averaged over all other axes{some}, the median {ranked.metric.name} differs by at most {listed(parts)}."
 
 
 def _points(found: Points, ranked: Ranked | None) -> Section:

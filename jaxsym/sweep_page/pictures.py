@@ -10,7 +10,7 @@ from matplotlib.lines import Line2D
 
 from jaxsym import plots
 from jaxsym.studies.study import Picture, listed
-from jaxsym.sweep_page.facts import Points, Ranked, main_metric, own_dims, spread
+from jaxsym.sweep_page.facts import Metric, Points, Ranked, main_metric, own_dims, spread
 from jaxsym.sweep_page.text import counted, cut, shown
 
 STRIPS = 24
@@ -36,7 +36,8 @@ def strips(found: Points, ranked: Ranked) -> Picture:
     }
     figure, (ax,) = plots.panels(1, height=1.0 + 0.27 * len(chosen), width=9)
     plots.distributions(ax, series, colours)
-    plots.widely(ax, "x", np.concatenate(list(series.values())))
+    if _wide(ranked.metric, np.concatenate(list(series.values()))):
+        plots.logarithmic(ax, "x")
     ax.set_xlabel(plots.text(f"{name} at the end"))
     return Picture(
         "distributions",
@@ -76,7 +77,10 @@ def curves(dataset: xr.Dataset, found: Points, ranked: Ranked) -> Picture | None
     drawn = [point for point in sorted(able) if of(point) in lines]
     panels = spread(cells, PANELS) if several else [None]
     inner = [axis for axis in found.varying if axis not in found.static] if several else None
-    figure, axes = plots.panels(len(panels), height=2.9 if several else 4.2)
+    wide = len(panels) > 4
+    figure, axes = plots.panels(
+        len(panels), width=10 if wide else 8, height=2.7 if several else 4.2, columns=3 if wide else 2
+    )
     handles: dict[str, Line2D] = {}
     middles = []
     for ax, cell in zip(axes, panels, strict=True):
@@ -89,10 +93,11 @@ def curves(dataset: xr.Dataset, found: Points, ranked: Ranked) -> Picture | None
         middles += [np.median(array, axis=0) for array in networks.values()]
         if cell is not None:
             static = [axis for axis in found.varying if axis in found.static]
-            ax.set_title(plots.text(cut(found.label(members[0], static), 48)), fontsize=9)
+            ax.set_title(plots.text(cut(found.label(members[0], static), 44)), fontsize=9)
         ax.set(xlabel="step" if along.endswith("step") else "entry", ylabel=plots.text(name))
-    for ax in axes:
-        plots.widely(ax, "y", np.stack(middles))
+    if _wide(metric, np.stack(middles)):
+        for ax in axes:
+            plots.logarithmic(ax, "y")
     limits = [ax.get_ylim() for ax in axes]
     for ax in axes:
         ax.set_ylim(min(low for low, _ in limits), max(high for _, high in limits))
@@ -130,7 +135,7 @@ def heat_maps(found: Points, ranked: Ranked) -> Picture | None:
     panels = spread(able, PANELS)
     scores, lost = ranked.score, found.lost()
     known = scores[ranked.order]
-    wide = bool(known.min() > 0 and known.max() > 50 * known.min())
+    wide = _wide(ranked.metric, known)
     few = max(sizes[down], sizes[across]) <= 8
 
     def names(dim: str, points: Sequence[int]) -> list[str]:
@@ -180,20 +185,22 @@ def heat_maps(found: Points, ranked: Ranked) -> Picture | None:
     )
 
 
-def best_so_far(ranked: Ranked) -> Picture:
+def best_so_far(found: Points, ranked: Ranked) -> Picture:
     """The course of a search."""
+    assert found.trials is not None
     name, first, best = ranked.metric.name, min(ranked.order), ranked.order[0]
     figure, (ax,) = plots.panels(1, height=3.6)
-    plots.best_so_far(ax, ranked.score, maximize=ranked.metric.maximize)
-    plots.widely(ax, "y", ranked.score)
+    plots.best_so_far(ax, found.trials, ranked.score, maximize=ranked.metric.maximize)
+    if _wide(ranked.metric, ranked.score):
+        plots.logarithmic(ax, "y")
     ax.set(xlabel="trial", ylabel=plots.text(f"mean {name}"))
     figure.legend(loc="outside upper center", ncols=3, frameon=False, fontsize=8)
     return Picture(
         "best_so_far",
         figure,
         f"The objective of every trial, the mean {name} over its seeds, and the best until then.",
-        f"Best objective so far against trial: from {ranked.score[first]:.4g} at trial {first} to {ranked.score[best]:.4g}"
-        f" at trial {best} of {len(ranked.score)}.",
+        f"Best objective so far against trial: from {ranked.score[first]:.4g} at {found.short(first)} to {ranked.score[best]:.4g}"
+        f" at {found.short(best)}.",
     )
 
 
@@ -207,9 +214,7 @@ def parallel_coordinates(space: Mapping[str, Mapping[str, Any]], found: Points, 
         plots.scale(axis, [found.axes[axis][point] for point in chosen], logarithmic=bool(space[axis].get("log")))
         for axis in names
     ]
-    known = score[ranked.order]
-    wide = bool(known.min() > 0 and known.max() > 50 * known.min())
-    scales.append(plots.scale(f"mean {name}", score[chosen].tolist(), logarithmic=wide))
+    scales.append(plots.scale(f"mean {name}", score[chosen].tolist(), logarithmic=_wide(ranked.metric, score)))
     rank = {point: 1 - place / max(len(ranked.order) - 1, 1) for place, point in enumerate(ranked.order)}
     figure, (ax,) = plots.panels(1, height=4.2, width=max(8.0, 1.5 * len(scales)))
     plots.parallel_coordinates(ax, scales, np.array([rank.get(point, np.nan) for point in chosen]))
@@ -223,6 +228,11 @@ def parallel_coordinates(space: Mapping[str, Mapping[str, Any]], found: Points, 
         f"Parallel coordinates of {counted(len(chosen), 'trial')} over {listed([*names, f'mean {name}'])};"
         f" the best line is {found.label(best)}.",
     )
+
+
+def _wide(metric: Metric, values: np.ndarray) -> bool:
+    """Whether a metric is drawn on a logarithmic scale: one that gets small."""
+    return not metric.maximize and plots.far_apart(values)
 
 
 def _by(found: Points) -> str:

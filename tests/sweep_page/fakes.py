@@ -2,14 +2,12 @@
 
 import json
 import math
-import sys
-import types
 
 import numpy as np
 import xarray as xr
 
-import jaxsym.sweep
 from jaxsym import report
+from jaxsym.sweep import records
 from jaxsym.sweep_page import CellFacts
 
 SEEDS = 16
@@ -158,10 +156,8 @@ def facts(cells):
 
 def publish(directory, monkeypatch, data, cells):
     """Write the page of a sweep into a folder, as ``jaxsym report`` does."""
-    records = types.ModuleType("jaxsym.sweep.records")
-    monkeypatch.setitem(sys.modules, "jaxsym.sweep.records", records)
-    monkeypatch.setattr(jaxsym.sweep, "records", records, raising=False)
-    records.open_sweep, records.facts = lambda _: data, lambda _: facts(cells)
+    monkeypatch.setattr(records, "open_sweep", lambda _: data)
+    monkeypatch.setattr(records, "facts", lambda _: facts(cells))
     (directory / "sweep.json").write_text("{}")
     for cell in cells:
         if cell.log:
