@@ -65,6 +65,7 @@ def _read(place: Path, sweep: Sweep) -> xr.Dataset | None:
 def _nested(datasets: list[xr.Dataset], dims: dict[str, list[Any]]) -> xr.Dataset:
     """Datasets in the order of the file, put together along the static axes, the last of them first."""
     attributes = datasets[0].attrs
+    datasets = _levelled(datasets)
     for name, values in reversed(dims.items()):
         along = xr.Variable(name, values)
         groups = [datasets[i : i + len(values)] for i in range(0, len(datasets), len(values))]
@@ -74,6 +75,32 @@ def _nested(datasets: list[xr.Dataset], dims: dict[str, list[Any]]) -> xr.Datase
         ]
     (combined,) = datasets
     return combined.assign_attrs(attributes)
+
+
+def _levelled(datasets: list[xr.Dataset]) -> list[xr.Dataset]:
+    """Results whose shape differs from cell to cell, filled up with NaN and read at once: Dask would align them entry by entry."""
+    sizes: dict[Any, set[int]] = {}
+    for dataset in datasets:
+        for dim, size in dataset.sizes.items():
+            sizes.setdefault(dim, set()).add(size)
+    uneven = {dim: max(found) for dim, found in sizes.items() if len(found) > 1 and dim != "step"}
+    if not uneven:
+        return datasets
+
+    def filled(dataset: xr.Dataset) -> xr.Dataset:
+        widths = {dim: (0, most - dataset.sizes[dim]) for dim, most in uneven.items() if dim in dataset.sizes}
+        owned = [name for name, array in dataset.data_vars.items() if set(widths) & set(array.dims)]
+        dataset = dataset.drop_vars(widths).assign(
+            {name: dataset[name].load().astype(_roomy(dataset[name])) for name in owned}
+        )
+        return dataset.pad(widths).assign_coords({dim: np.arange(uneven[dim]) for dim in widths})
+
+    return [filled(dataset) for dataset in datasets]
+
+
+def _roomy(array: xr.DataArray) -> np.dtype:
+    """A type that can be missing."""
+    return array.dtype if array.dtype.kind == "f" else np.dtype(float)
 
 
 def _with_room(dataset: xr.Dataset) -> xr.Dataset:

@@ -364,7 +364,7 @@ def write_database(path: Path, searcher: Searcher) -> None:
         connection = storage.engine.raw_connection()
         try:
             if content:
-                connection.driver_connection.deserialize(content)  # type: ignore[union-attr]
+                connection.driver_connection.deserialize(content)
                 study = optuna.load_study(study_name="search", storage=storage)
             else:
                 study = optuna.create_study(study_name="search", storage=storage, direction=searcher.search.direction)
@@ -372,7 +372,7 @@ def write_database(path: Path, searcher: Searcher) -> None:
             for params, value in searcher.trials[known:]:
                 told = {"value": value} if math.isfinite(value) else {"state": TrialState.FAIL}
                 study.add_trial(create_trial(params=dict(params), distributions=dict(space), **told))
-            content = connection.driver_connection.serialize()  # type: ignore[union-attr]
+            content = connection.driver_connection.serialize()
         finally:
             connection.close()
             storage.remove_session()
