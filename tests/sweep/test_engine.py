@@ -297,7 +297,7 @@ def test_a_search_resumes_with_the_same_trials(tmp_path):
 
 
 def test_a_study_is_swept_over_its_options(tmp_path):
-    of = {"sweep": {"study": "hidden_symmetries", "seeds": [1, 2]}, "static": {"networks": [0]}}
+    of = {"sweep": {"study": "titanic", "seeds": [1, 2]}, "static": {"networks": [0]}}
     with pytest.raises(ValueError, match=r"static.networks: networks: got 0"):
         engine.run(of, tmp_path / "out")
     with pytest.raises(ValueError, match=r"static.networks: got 'many', expected values like the option's default"):
