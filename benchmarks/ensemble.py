@@ -248,7 +248,7 @@ def main() -> int:
     chosen, console = arguments(), Console(width=max(Console().width, 160))
     shapes, rounds = chosen.shapes, chosen.rounds or (2 if chosen.quick else 7)
     if chosen.quick:
-        shapes = [s._replace(networks=min(s.networks, 16), steps=min(s.steps, 2)) for s in shapes]
+        shapes = [s._replace(networks=min(s.networks, 8), steps=min(s.steps, 2)) for s in shapes]
     tasks = [Task(kind, shape) for kind in KINDS if kind in chosen.only for shape in shapes]
     if chosen.quick:  # every shape, and everything that is done with one
         tasks = [task for task in tasks if task.kind == "sgd" or task.shape == shapes[0] or "sgd" not in chosen.only]
