@@ -1,31 +1,29 @@
-"""The command ``jaxsym``: list, run, report and inspect."""
+"""The command ``jaxsym``: list, run, sweep, report and inspect."""
 
 import contextlib
 import dataclasses
 import datetime
 import json
 import os
-import signal
 import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
-from rich.console import Console
-from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TextColumn, TimeRemainingColumn
 from rich.table import Table
-from rich.text import Text
 
 from jaxsym.catalogue import find
+from jaxsym.display import StudyDisplay, SweepDisplay, console
 
 USAGE = """usage: jaxsym COMMAND ...
 
   jaxsym list                       the studies, a line each
   jaxsym run STUDY --out DIR        run a study; writes results.nc, summary.json, figures/ and report.html into DIR
+  jaxsym sweep FILE.toml --out DIR  run a sweep, or go on with it; many cells, seeds and hyperparameters, one folder
   jaxsym report DIR                 write summary, figures and page again, from the stored results
   jaxsym inspect MODULE:FACTORY     the symmetry group of your own network, verified
 
@@ -48,8 +46,6 @@ FACTORY_HELP = (
     "a function without arguments that returns (apply, params, inputs), such as mynets:mlp or path/to/mynets.py:mlp;"
     " inputs is a tuple; modules of the current directory are found"
 )
-
-console = Console()
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -124,7 +120,7 @@ def _run(name: str, study: Any, config: Any, out: Path, overwrite: bool) -> None
         RuntimeError
     ):  # too late within a program that uses JAX already: the devices there are serve
         use_all_cores()
-    with _Display() as progress:
+    with StudyDisplay() as progress:
         facts = store.provenance()
         dataset = study.run(config, progress)
     dataset = dataset.assign_attrs(
@@ -135,21 +131,81 @@ def _run(name: str, study: Any, config: Any, out: Path, overwrite: bool) -> None
         **facts,
     )
     store.write_dataset(out / report.RESULTS, dataset)
-    page = report.publish(out, store.read_dataset(out / report.RESULTS))
+    page = report.publish_run(out)
     _show_summary(study.summary(dataset))
     console.print(f"wrote {page}", soft_wrap=True, highlight=False)
 
 
-def publish(arguments: list[str]) -> None:
-    """Write a run's page again."""
+def sweep(arguments: list[str]) -> None:
+    """Run a sweep into a folder, or go on with it."""
 
-    def command(directory: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(help="the folder of a run")]) -> None:
+    def command(
+        file: Annotated[
+            Path, tyro.conf.Positional, tyro.conf.arg(metavar="FILE.toml", help="what to run; see docs/sweeps.md")
+        ],
+        out: Annotated[Path, tyro.conf.arg(help="the folder for the results; a sweep that was begun there goes on")],
+        executor: Annotated[
+            Literal["inline", "processes", "slurm"],
+            tyro.conf.arg(help="one cell after another; some at a time, each in a process; an array of Slurm jobs"),
+        ] = "inline",
+        workers: Annotated[int | None, tyro.conf.arg(help="processes at a time (processes)")] = None,
+        slurm_partition: Annotated[str | None, tyro.conf.arg(help="(slurm)")] = None,
+        slurm_account: Annotated[str | None, tyro.conf.arg(help="(slurm)")] = None,
+        slurm_minutes: Annotated[int, tyro.conf.arg(help="time limit of a cell (slurm)")] = 60,
+        slurm_cpus: Annotated[int, tyro.conf.arg(help="cores of a cell (slurm)")] = 1,
+        slurm_memory_gb: Annotated[int | None, tyro.conf.arg(help="memory of a cell (slurm)")] = None,
+        slurm_parallelism: Annotated[int | None, tyro.conf.arg(help="cells at a time (slurm)")] = None,
+    ) -> None:
+        """Run a sweep. The exit code is 1 when a cell failed; the others stand, and the same command tries it again."""
+        from jaxsym import use_all_cores
+        from jaxsym.sweep import engine, grid
+
+        if executor == "inline":
+            with contextlib.suppress(RuntimeError):  # too late within a program that uses JAX already
+                use_all_cores()
+        slurm = {
+            "partition": slurm_partition,
+            "account": slurm_account,
+            "minutes": slurm_minutes,
+            "cpus": slurm_cpus,
+            "memory_gb": slurm_memory_gb,
+            "parallelism": slurm_parallelism,
+        }
+        with SweepDisplay(len(grid.load(file.expanduser()).cells())) as show:
+            outcome = engine.run(file, out, executor, show=show, workers=workers, slurm=slurm)
+        _conclude(outcome, out.expanduser().absolute())
+
+    tyro.cli(command, args=arguments, prog="jaxsym sweep")
+
+
+def _conclude(outcome: Any, out: Path) -> None:
+    """Say what became of a sweep and make its page; exit code 1 where a cell failed."""
+    from jaxsym import report
+
+    notes = f", {outcome.nonfinite} of them not finite (kept and flagged)" if outcome.nonfinite else ""
+    console.print(f"{outcome.done} of {outcome.cells} cells, {outcome.networks} networks{notes}", highlight=False)
+    if outcome.done:
+        page = report.publish(out)
+        console.print(f"wrote {page}", soft_wrap=True, highlight=False)
+    for failure in outcome.failures:
+        print(
+            f"jaxsym: cell {failure.number} ({failure.label}) failed: {failure.error}; see {failure.log}",
+            file=sys.stderr,
+        )
+    if outcome.done < outcome.cells:
+        sys.exit(1)
+
+
+def publish(arguments: list[str]) -> None:
+    """Write the page of a run or a sweep again."""
+
+    def command(
+        directory: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(help="the folder of a run or a sweep")],
+    ) -> None:
         """Write summary, figures and page again, from the stored results."""
         from jaxsym import report
-        from jaxsym.sweep import store
 
-        directory = directory.expanduser().absolute()
-        page = report.publish(directory, store.read_dataset(directory / report.RESULTS))
+        page = report.publish(directory.expanduser().absolute())
         console.print(f"wrote {page}", soft_wrap=True, highlight=False)
 
     tyro.cli(command, args=arguments, prog="jaxsym report")
@@ -183,6 +239,7 @@ def inspect(arguments: list[str]) -> None:
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "list": list_studies,
     "run": run,
+    "sweep": sweep,
     "report": publish,
     "inspect": inspect,
 }
@@ -230,58 +287,3 @@ def _show_summary(summary: dict[str, Any]) -> None:
     for key, value in summary.items():
         table.add_row(key, f"{value:.6g}" if isinstance(value, float) else str(value))
     console.print(table)
-
-
-class _Rate(ProgressColumn):
-    """Net-steps per second: updates of single networks, since the start."""
-
-    def render(self, task: Task) -> Text:
-        rate = task.completed / task.elapsed if task.elapsed and task.completed else 0
-        return Text(f"{rate:,.0f} net-steps/s", style="progress.data.speed")
-
-
-class _Display:
-    """Progress on a terminal as a bar, elsewhere as a line whenever something new is under way.
-
-    While it is shown, Ctrl-C and a termination request stop the work at its next report: JAX may swallow an exception that is raised
-    inside it. A second Ctrl-C stops at once.
-    """
-
-    def __enter__(self) -> Callable[[str, int, int], None]:
-        self.stopped = False
-        self.bar: Progress | None = None
-        self.handlers = {}
-        with contextlib.suppress(ValueError):  # only the main thread may
-            self.handlers = {kind: signal.signal(kind, self.stop) for kind in (signal.SIGINT, signal.SIGTERM)}
-        if not console.is_terminal:
-            return self.line
-        columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), _Rate(), TimeRemainingColumn())
-        self.bar = Progress(*columns, console=console, transient=True).__enter__()
-        self.task = self.bar.add_task("starting", total=None)
-        return self.draw
-
-    def __exit__(self, *exception: Any) -> None:
-        if self.bar is not None:
-            self.bar.__exit__(*exception)
-        for kind, handler in self.handlers.items():
-            signal.signal(kind, handler)
-
-    def stop(self, *_: Any) -> None:
-        if self.stopped:
-            raise KeyboardInterrupt
-        self.stopped = True
-        print("jaxsym: stopping after the networks under way; once more to stop at once", file=sys.stderr)
-
-    def check(self) -> None:
-        if self.stopped:
-            raise KeyboardInterrupt
-
-    def line(self, label: str, done: int, total: int) -> None:
-        self.check()
-        with contextlib.suppress(BrokenPipeError):  # who reads along may leave
-            print(f"{done / total:4.0%} {label}", flush=True)
-
-    def draw(self, label: str, done: int, total: int) -> None:
-        self.check()
-        assert self.bar is not None
-        self.bar.update(self.task, description=label, completed=done, total=total)

@@ -1,4 +1,4 @@
-"""The page of a run: pictures, summary and one self-contained HTML file, all from the stored dataset."""
+"""The page of a run or a sweep: pictures, summary and one self-contained HTML file, all from what is stored."""
 
 import base64
 import io
@@ -6,41 +6,111 @@ import json
 import math
 import shlex
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jinja2
 import xarray as xr
 
-from jaxsym import studies
-from jaxsym.studies.study import Picture, Study
+from jaxsym import studies, sweep_page
+from jaxsym.studies.study import Picture, Section, Study
 from jaxsym.sweep import store
 
 RESULTS = "results.nc"
+SWEEP = "sweep.json"
 
 
-def publish(directory: Path, dataset: xr.Dataset) -> Path:
-    """Write ``summary.json``, ``figures/*.png`` and ``.svg`` and ``report.html`` into a folder; the page's path.
+class File(NamedTuple):
+    """A file to copy from the page."""
+
+    name: str
+    content: str
+
+
+def publish(directory: Path) -> Path:
+    """Write the page of a folder again, whichever it is: of a sweep (it has ``sweep.json``) or of a run.
 
     Raises
     ------
     ValueError
-        If the dataset names no study that is known here, or lacks what its page needs.
+        If the stored results are missing or damaged.
     """
+    return publish_sweep(directory) if (directory / SWEEP).is_file() else publish_run(directory)
+
+
+def publish_run(directory: Path) -> Path:
+    """Write ``summary.json``, ``figures/*.png`` and ``.svg`` and ``report.html`` from ``results.nc``; the page's path.
+
+    Raises
+    ------
+    ValueError
+        If there are no results, they name no study that is known here, or lack what its page needs.
+    """
+    dataset = store.read_dataset(directory / RESULTS)
     name, study = study_of(dataset, directory)
     try:
-        return _publish(directory, dataset, name, study)
+        config = json.loads(dataset.attrs["config"])
+        return _write(
+            directory,
+            study.title,
+            study.page(dataset),
+            study.summary(dataset),
+            kicker=f"study {name}",
+            command=_command(name, study, config),
+            file=None,
+            facts={
+                "written": dataset.attrs["written"],
+                **_facts(dataset),
+                "config": ", ".join(f"{key} {value}" for key, value in config.items()),
+            },
+        )
     except KeyError as error:
         msg = f"{directory / RESULTS}: {error} is missing; it is not whole or of another version. Run the study again."
         raise ValueError(msg) from error
 
 
-def _publish(directory: Path, dataset: xr.Dataset, name: str, study: Study) -> Path:
-    summary = {key: _or_none(value) for key, value in study.summary(dataset).items()}
+def publish_sweep(directory: Path) -> Path:
+    """Write the same files from what a sweep has stored so far; the page's path.
+
+    Raises
+    ------
+    ValueError
+        If what is stored is damaged or lacks what the page needs.
+    """
+    dataset, cells = sweep_page.read(directory)
+    try:
+        page = sweep_page.build(dataset, cells)
+        file = File("sweep.toml", page.toml)
+        return _write(
+            directory,
+            page.title,
+            page.sections,
+            page.summary,
+            kicker="sweep",
+            command=f"jaxsym sweep {file.name} --out {shlex.quote(directory.name)}",
+            file=file,
+            facts={**_facts(dataset), "hash of the config": dataset.attrs["hash"]},
+        )
+    except KeyError as error:
+        msg = f"{directory}: {error} is missing; the sweep is not whole or of another version. Run it again."
+        raise ValueError(msg) from error
+
+
+def _facts(dataset: xr.Dataset) -> dict[str, str]:
+    """Where results come from."""
+    versions = json.loads(dataset.attrs["versions"])
+    return {
+        "device": dataset.attrs["device"],
+        "jaxsym at": dataset.attrs["git_revision"],
+        "versions": ", ".join(f"{key} {value}" for key, value in versions.items()),
+    }
+
+
+def _write(directory: Path, title: str, sections: Sequence[Section], summary: Mapping[str, Any], **rest: Any) -> Path:
+    summary = {key: _or_none(value) for key, value in summary.items()}
     store.write_text(directory / "summary.json", json.dumps(summary, indent=2, allow_nan=False) + "\n")
-    sections = study.page(dataset)
     images = {
         picture.name: _save(picture, directory / "figures") for section in sections for picture in section.pictures
     }
@@ -48,22 +118,9 @@ def _publish(directory: Path, dataset: xr.Dataset, name: str, study: Study) -> P
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     template = environment.from_string(resources.files("jaxsym").joinpath("report.html.jinja").read_text("utf-8"))
-    attributes = dataset.attrs
-    page = template.render(
-        name=name,
-        title=study.title,
-        sections=sections,
-        images=images,
-        summary={key: _readable(value) for key, value in summary.items()},
-        facts={
-            "written": attributes["written"],
-            "device": attributes["device"],
-            "jaxsym at": attributes["git_revision"],
-            "config": ", ".join(f"{key} {value}" for key, value in json.loads(attributes["config"]).items()),
-            "versions": ", ".join(f"{key} {value}" for key, value in json.loads(attributes["versions"]).items()),
-        },
-        command=_command(name, study, json.loads(attributes["config"])),
-    )
+    figures = {key: _readable(value) for key, value in summary.items()}
+    sortable = any(table.sortable for section in sections for table in section.tables)
+    page = template.render(title=title, sections=sections, images=images, summary=figures, sortable=sortable, **rest)
     store.write_text(directory / "report.html", page)
     return directory / "report.html"
 
@@ -102,10 +159,9 @@ def _save(picture: Picture, folder: Path) -> str:
     metadata = {"png": {"Software": None}, "svg": {"Date": None}}
     for kind in ("png", "svg"):
         buffer = io.BytesIO()
-        with warnings.catch_warnings():
-            warnings.filterwarnings(
-                "ignore", 'Creating legend with loc="best" can be slow'
-            )  # on a busy machine; it is waited for
+        with warnings.catch_warnings():  # on a busy machine; a letter that the font lacks is a box
+            warnings.filterwarnings("ignore", 'Creating legend with loc="best" can be slow')
+            warnings.filterwarnings("ignore", "Glyph .* missing from font")
             picture.figure.savefig(buffer, format=kind, dpi=150, metadata=metadata[kind])
         content = buffer.getvalue()
         with store.atomic(folder / f"{picture.name}.{kind}") as temporary:

@@ -28,16 +28,26 @@ class Picture(NamedTuple):
     alt: str
 
 
+class Cell(NamedTuple):
+    """A cell of a table that is more than text: the number it sorts by (NaN: always last), or where it leads."""
+
+    text: str
+    value: float | None = None
+    href: str = ""
+
+
 class Table(NamedTuple):
-    """Rows of text under a header."""
+    """Rows under a header; ``groups`` are headings above it, each with the number of columns that it spans."""
 
     header: Sequence[str]
-    rows: Sequence[Sequence[str]]
+    rows: Sequence[Sequence[str | Cell]]
     caption: str
+    sortable: bool = False
+    groups: Sequence[tuple[str, int]] = ()
 
 
 class Section(NamedTuple):
-    """A part of a study's page. Its sentences are computed from the figures."""
+    """A part of a page. Its sentences are computed from the figures."""
 
     title: str
     paragraphs: Sequence[str]

@@ -1,16 +1,23 @@
 """Files that are whole or not there: written beside their place, flushed, then renamed."""
 
 import contextlib
+import errno
+import fcntl
+import hashlib
 import json
 import os
 import platform
+import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import jax
+import numpy as np
+import safetensors.numpy
 import xarray as xr
 
 
@@ -39,14 +46,120 @@ def atomic(path: Path) -> Iterator[Path]:
         os.umask(umask)
         temporary.chmod(0o666 & ~umask)
         temporary.replace(path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        msg = f"{path}: the disk is full ({error.strerror}); what was written before is whole. Free some space and run again."
+        raise ValueError(msg) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename last: the folder's own entry is written out."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file, UTF-8."""
     with atomic(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file says, None where there is no such file or it is damaged."""
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file."""
+    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def seal(path: Path) -> None:
+    """Write a file's checksum beside it, in the form of ``sha256sum``; until then the file does not count."""
+    write_text(_seal(path), f"{digest(path)}  {path.name}\n")
+
+
+def sealed(path: Path) -> bool:
+    """Whether a file is there and is what was sealed."""
+    try:
+        return _seal(path).read_text("utf-8").split()[:1] == [digest(path)]
+    except (OSError, UnicodeDecodeError):
+        return False
+
+
+def unseal(path: Path) -> None:
+    """Remove a file and its checksum."""
+    _seal(path).unlink(missing_ok=True)
+    path.unlink(missing_ok=True)
+
+
+def _seal(path: Path) -> Path:
+    return path.with_name(path.name + ".sha256")
+
+
+@contextlib.contextmanager
+def locked(path: Path, held: Callable[[str], None] | None = None) -> Iterator[None]:
+    """Hold a lock file; the system lets go of it when the process ends, however it ends.
+
+    Parameters
+    ----------
+    path
+        The lock file; it says who holds it.
+    held
+        Called with what the file says when somebody else holds the lock; if it returns, the lock is waited for.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("a+", encoding="utf-8")
+    except OSError as error:
+        msg = f"{path.parent}: cannot be written to ({error.strerror or error}); choose another --out."
+        raise ValueError(msg) from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            if held is not None:
+                held(file.read().strip() or "an unknown process")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {platform.node()}\n")
+        file.flush()
+        yield
+
+
+def write_arrays(path: Path, arrays: Mapping[str, np.ndarray], marks: Mapping[str, str]) -> None:
+    """Write named arrays as safetensors, with texts in the header."""
+    content = safetensors.numpy.save({name: np.ascontiguousarray(a) for name, a in arrays.items()}, dict(marks))
+    with atomic(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def read_arrays(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Named arrays and the texts of the header, from a safetensors file."""
+    with safetensors.safe_open(path, framework="np") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+
+
+def remove(folder: Path) -> None:
+    """Remove a folder with all that is in it, if it is there."""
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def write_dataset(path: Path, dataset: xr.Dataset) -> None:

@@ -193,7 +193,7 @@ def test_a_chunk_from_shapes():
 
     shapes = {"x": jax.ShapeDtypeStruct((1000, 3), jnp.float32)}
     chunk = chunk_from_shapes(fn, shapes)
-    assert 1 < chunk <= 64
+    assert 1 < chunk <= 256
     assert chunk_from_shapes(fn, {"x": jnp.zeros((1000, 3))}) == chunk
     assert chunk_from_shapes(fn, {"x": jnp.zeros((3, 3))}) == 3
     assert chunk_from_shapes(fn, {"x": jnp.zeros((0, 3))}) == 1

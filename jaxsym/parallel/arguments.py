@@ -1,0 +1,153 @@
+"""The arguments of an ensemble: which axis of which leaf is mapped, how many networks there are, where they go."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
+
+NETWORKS = "networks"  # the one axis of the mesh
+
+
+class Layout(NamedTuple):
+    """The static facts of one call: the structure of ``(args, kwargs)``, and for each leaf its mapped axis or None.
+
+    ``donated`` says for each leaf whether its memory may be used for a result.
+    """
+
+    structure: Any
+    axes: tuple[int | None, ...]
+    size: int
+    devices: tuple[jax.Device, ...]
+    donated: tuple[bool, ...]
+
+    @property
+    def mesh(self) -> Mesh:
+        """The devices in a row."""
+        return Mesh(self.devices, (NETWORKS,), axis_types=(AxisType.Auto,))
+
+    def split(self, leaves: Sequence[Any]) -> tuple[list[Any], list[Any]]:
+        """The mapped leaves ``[N, ...]``, and the shared ones."""
+        pairs = list(zip(leaves, self.axes, strict=True))
+        mapped = [jnp.moveaxis(leaf, axis, 0) if axis else leaf for leaf, axis in pairs if axis is not None]
+        return mapped, [leaf for leaf, axis in pairs if axis is None]
+
+    def parted(self, leaves: Sequence[Any]) -> tuple[list[Any], list[Any]]:
+        """The donated leaves, and those that are kept."""
+        pairs = list(zip(leaves, self.donated, strict=True))
+        return [leaf for leaf, donated in pairs if donated], [leaf for leaf, donated in pairs if not donated]
+
+    def alone(self, fn: Callable[..., Any]) -> Callable[[list[Any], list[Any]], Any]:
+        """``fn`` as a function of one network's part of the mapped leaves, and of the shared ones."""
+
+        def one(mapped: list[Any], shared: list[Any]) -> Any:
+            from_mapped, from_shared = iter(mapped), iter(shared)
+            merged = [next(from_shared if axis is None else from_mapped) for axis in self.axes]
+            args, kwargs = jax.tree.unflatten(self.structure, merged)
+            return fn(*args, **kwargs)
+
+        return one
+
+    def place(self, leaves: Sequence[Any]) -> list[Any]:
+        """Bring arrays to the devices: each its share of the networks, where that comes out even; all of it else."""
+        mesh = self.mesh
+
+        def put(leaf: Any, axis: int | None) -> Any:
+            if not isinstance(leaf, jax.Array | np.ndarray):
+                return leaf
+            if len(self.devices) == 1:
+                return jax.device_put(leaf, SingleDeviceSharding(self.devices[0]))
+            spec = PartitionSpec()
+            if axis is not None and self.size % len(self.devices) == 0:
+                spec = PartitionSpec(*[None] * (axis % leaf.ndim), NETWORKS)
+            return _put(leaf, NamedSharding(mesh, spec))
+
+        return [put(leaf, axis) for leaf, axis in zip(leaves, self.axes, strict=True)]
+
+
+def _put(leaf: Any, sharding: NamedSharding) -> Any:
+    """``device_put``, also to the devices of several processes, each of which has the whole array."""
+    if sharding.is_fully_addressable:
+        return jax.device_put(leaf, sharding)
+    if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+        return leaf  # global already: the compiled program takes it from where it is
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        return jax.random.wrap_key_data(_put(jax.random.key_data(leaf), sharding), impl=jax.random.key_impl(leaf))
+    host = np.asarray(leaf)
+    return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
+
+
+def layout(
+    in_axes: Any,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    devices: tuple[jax.Device, ...],
+    donate_argnums: tuple[int, ...] = (),
+) -> Layout:
+    """Read the arguments of a call.
+
+    Raises
+    ------
+    ValueError
+        If ``in_axes`` or ``donate_argnums`` do not fit the arguments, nothing is mapped, or the mapped axes differ.
+    """
+    axes = _axes(in_axes, args, kwargs)
+    for number in donate_argnums:
+        if not 0 <= number < len(args):
+            msg = f"donate_argnums: got {number}, but there are {len(args)} positional argument(s), counted from 0."
+            raise ValueError(msg)
+    donated = [number in donate_argnums for number, arg in enumerate(args) for _ in jax.tree.leaves(arg)]
+    donated += [False] * (len(axes) - len(donated))
+    donated = [donate and axis is not None for donate, axis in zip(donated, axes, strict=True)]
+    size = ensemble_size((args, kwargs), axes)
+    return Layout(jax.tree.structure((args, kwargs)), tuple(axes), size, devices, tuple(donated))
+
+
+class _Shared:
+    """Stands for None in ``in_axes``, which as a pytree would have no leaf."""
+
+
+def _axes(in_axes: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[int | None]:
+    """The mapped axis of every leaf of ``(args, kwargs)``, None where it is shared."""
+    in_axes = tuple(in_axes) if isinstance(in_axes, list) else in_axes
+    marked = jax.tree.map(lambda axis: _Shared() if axis is None else axis, in_axes, is_leaf=lambda axis: axis is None)
+    try:
+        axes = jax.tree.leaves(jax.tree.broadcast(marked, args))
+    except ValueError as error:
+        msg = (
+            f"in_axes: got {in_axes!r} for {len(args)} positional argument(s), expected an int, None, or a tuple with one"
+            " entry (an int, None or a pytree prefix) for each of them; keyword arguments are always mapped over axis 0."
+        )
+        raise ValueError(msg) from error
+    axes += [0] * len(jax.tree.leaves(kwargs))
+    return [None if isinstance(axis, _Shared) else axis for axis in axes]
+
+
+def ensemble_size(arguments: Any, axes: list[int | None]) -> int:
+    """The common size of all mapped axes."""
+    sizes: dict[str, int] = {}
+    for (path, leaf), axis in zip(jax.tree_util.tree_leaves_with_path(arguments), axes, strict=True):
+        if axis is None:
+            continue
+        shape = jnp.shape(leaf)
+        place, *rest = path[1:]
+        kind = "keyword" if isinstance(place, jax.tree_util.DictKey) else "argument"
+        name = f"{kind} {jax.tree_util.keystr((place,), simple=True)}{jax.tree_util.keystr(tuple(rest))}"
+        if not -len(shape) <= axis < len(shape):
+            msg = f"{name} has shape {shape}, but its axis {axis} is mapped:" + (
+                " keywords are always mapped over axis 0; pass it by position, with None in in_axes, to share it."
+                if kind == "keyword"
+                else " give it a leading axis over the networks, or None in in_axes to share it."
+            )
+            raise ValueError(msg)
+        sizes[name] = shape[axis]
+    if not sizes:
+        msg = "parallel: no argument is mapped; at least one needs an axis over the networks, such as their keys."
+        raise ValueError(msg)
+    if len(set(sizes.values())) > 1:
+        got = ", ".join(f"{name}: {size}" for name, size in sizes.items())
+        msg = f"parallel: mapped axes differ in size ({got}); expected the same number of networks in all of them."
+        raise ValueError(msg)
+    return next(iter(sizes.values()))

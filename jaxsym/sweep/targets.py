@@ -1,0 +1,205 @@
+"""What a sweep runs: a study, or a factory by its name, and how its results become named variables."""
+
+import contextlib
+import dataclasses
+import importlib
+import inspect
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, UInt32
+
+from jaxsym import tree
+from jaxsym.catalogue import find
+from jaxsym.loading import described, guarded, load_function, needed
+from jaxsym.sweep.grid import RESERVED, Points, Sweep
+from jaxsym.training import Train, Trained
+
+WANTED = "a function factory(**static) that returns train(key, **traced), or what make_train returns"
+
+
+class Named(NamedTuple):
+    """A network's results by name; those of a training run have ``step`` as their first own axis."""
+
+    variables: dict[str, Array]
+    step: Array | None
+
+
+def load(sweep: Sweep, folders: list[str]) -> Callable[..., Any]:
+    """The factory of a sweep, checked against the static axes.
+
+    Parameters
+    ----------
+    sweep
+        Its ``target`` is looked for in ``folders`` first.
+    folders
+        Absolute: that of the sweep's file, from which a relative path is seen, and that in which it was started.
+
+    Raises
+    ------
+    ValueError
+        Naming ``sweep.target`` or the axis.
+    """
+    assert sweep.target is not None
+    sys.path.extend(folder for folder in folders[1:] if folder not in sys.path)
+    try:
+        factory = load_function(sweep.target, WANTED, base=Path(folders[0]))
+    except ValueError as error:
+        msg = f"sweep.target: {error}"
+        raise ValueError(msg) from error
+    _check_names("static", sweep.static, factory, sweep.target)
+    return factory
+
+
+def load_study(sweep: Sweep) -> Any:
+    """The study of a sweep, its options checked against the static axes.
+
+    Raises
+    ------
+    ValueError
+        Naming ``sweep.study`` or the option.
+    """
+    studies = importlib.import_module("jaxsym.studies")  # by its name: a study is on a higher floor
+    try:
+        study = studies.load(sweep.study)
+    except ValueError as error:
+        msg = f"sweep.study: {error}"
+        raise ValueError(msg) from error
+    fields = {field.name: field for field in dataclasses.fields(study.config)}
+    for name, values in sweep.static.items():
+        find(fields, name, f"option of the study {sweep.study}, as an axis of [static],")
+        default = getattr(study.config, name)
+        for value in values:
+            if not isinstance(value, float | int if isinstance(default, float) else type(default)):
+                msg = f"static.{name}: got {value!r}, expected values like the option's default, {default!r}."
+                raise ValueError(msg)
+            with keyed(f"static.{name}"):
+                dataclasses.replace(study.config, **{name: value})
+    if "seed" not in fields and sweep.seeds != (0,):
+        msg = f"sweep.seeds: the study {sweep.study} has no seed; leave them out."
+        raise ValueError(msg)
+    return study
+
+
+@contextlib.contextmanager
+def keyed(key: str) -> Iterator[None]:
+    """Put a key in front of what a ValueError says."""
+    try:
+        yield
+    except ValueError as error:
+        msg = f"{key}: {error}"
+        raise ValueError(msg) from error
+
+
+def make(factory: Callable[..., Any], name: str, static: Mapping[str, Any]) -> Callable[..., Any]:
+    """The function that trains one network of a cell.
+
+    Raises
+    ------
+    ValueError
+        If the factory raises, or returns no function; with the static values.
+    """
+    given = ", ".join(f"{axis}={value!r}" for axis, value in static.items())
+    train = guarded(f"{name}({given}) fails", lambda: factory(**static))
+    if not callable(train):
+        msg = f"{name}({given}) returned {described(train)}, expected {WANTED.partition('returns ')[2]}."
+        raise ValueError(msg)
+    return train
+
+
+def check(train: Callable[..., Any], sweep: Sweep, points: Points) -> None:
+    """Trace one network of a cell, without running it, so that what is wrong is said before any work.
+
+    Raises
+    ------
+    ValueError
+        If the function does not take the traced axes, fails, or returns no arrays by name.
+    """
+    if not isinstance(train, Train):
+        _check_names("traced", points.values, train, f"the function of {sweep.target}", positional=1)
+    traced = {name: jnp.asarray(values)[0] for name, values in points.values.items()}
+    made = guarded(
+        f"{sweep.target}: its function fails when it is traced",
+        lambda: jax.eval_shape(train, jax.random.key(0), **traced),
+    )
+    variables, _ = named(made, sweep.variables, sweep.target or "")
+    taken = {*RESERVED, *sweep.static, *points.dims}
+    for name, leaf in variables.items():
+        if name in taken:
+            msg = f"{sweep.target}: the result {name!r} has the name of an axis; rename it."
+            raise ValueError(msg)
+        if jnp.issubdtype(leaf.dtype, jnp.complexfloating):
+            msg = f"{sweep.target}: the result {name!r} is complex, which NetCDF does not hold; return its real and imaginary parts."
+            raise ValueError(msg)
+    if sweep.search is not None and sweep.search.metric not in variables:
+        with keyed("search.metric"):
+            find(variables, sweep.search.metric, "result")
+
+
+def named(made: Any, wanted: tuple[str, ...] | None, target: str) -> Named:
+    """Results as variables: nested names are joined by dots, ``step`` of a training run becomes its coordinate.
+
+    Raises
+    ------
+    ValueError
+        If they are not arrays by name, or a wanted one is missing.
+    """
+    step = None
+    if isinstance(made, Trained):
+        step = made.history["step"]
+        made = {name: value for name, value in made.history.items() if name != "step"}
+    if not isinstance(made, Mapping) or not made:
+        got = "an empty dict" if isinstance(made, Mapping) else described(made)
+        msg = f"{target}: its function returned {got}, expected a dict of arrays by name, such as {{'loss': loss}}."
+        raise ValueError(msg)
+    made = jax.tree.map(lambda leaf: "None" if leaf is None else leaf, dict(made), is_leaf=lambda leaf: leaf is None)
+    variables = {name.replace("/", "."): leaf for name, leaf in tree.leaves(made).items()}
+    for name, leaf in variables.items():
+        if not re.fullmatch(r"[A-Za-z]\w*(\.\w+)*", name):
+            msg = f"{target}: a result is called {name!r}, expected letters, digits and underscores."
+            raise ValueError(msg)
+        if not hasattr(leaf, "dtype") and not isinstance(leaf, int | float):
+            msg = f"{target}: the result {name!r} is {leaf!r}, expected an array of numbers."
+            raise ValueError(msg)
+        if jnp.issubdtype(jnp.result_type(leaf), jax.dtypes.prng_key):
+            msg = (
+                f"{target}: the result {name!r} is a key, expected an array of numbers; return its jax.random.key_data."
+            )
+            raise ValueError(msg)
+    if wanted is not None:
+        for name in wanted:
+            with keyed("record.variables"):
+                find(variables, name, "result")
+        variables = {name: variables[name] for name in wanted}
+    return Named(
+        {name: jnp.asarray(leaf) if not hasattr(leaf, "shape") else leaf for name, leaf in variables.items()}, step
+    )
+
+
+def network_key(seed: UInt32[Array, ""]) -> Array:
+    """The key of a network, from its seed alone: seed 7 starts as the same network in every sweep."""
+    return jax.random.fold_in(jax.random.key(0), seed)
+
+
+def _check_names(
+    table: str, axes: Mapping[str, Any], function: Callable[..., Any], what: str, positional: int = 0
+) -> None:
+    """Every axis is an argument of the function, and every argument without a default is an axis."""
+    try:
+        parameters = list(inspect.signature(function).parameters.values())[positional:]
+    except (TypeError, ValueError):  # some builtins have no signature
+        return
+    by_name = {p.name: p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+    if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+        for name in axes:
+            with keyed(f"{table}.{name}"):
+                find(by_name, name, f"argument of {what}")
+    missing = [name for name in needed(function)[positional:] if name not in axes]
+    if missing:
+        msg = f"{table}: {what} needs {', '.join(missing)}; give each an axis in [{table}], or a default."
+        raise ValueError(msg)
