@@ -72,7 +72,8 @@ def load_study(sweep: Sweep) -> Any:
         raise ValueError(msg) from error
     fields = {field.name: field for field in dataclasses.fields(study.config)}
     for name, values in sweep.static.items():
-        find(fields, name, f"option of the study {sweep.study}, as an axis of [static],")
+        with keyed(f"static.{name}"):
+            find(fields, name, f"option of the study {sweep.study}")
         default = getattr(study.config, name)
         for value in values:
             if not isinstance(value, float | int if isinstance(default, float) else type(default)):

@@ -309,6 +309,18 @@ def test_a_study_is_swept_over_its_options(tmp_path):
         engine.run(of | {"static": {"wdth": [1]}}, tmp_path / "out")
 
 
+@pytest.mark.long
+def test_a_study_runs_once_a_seed(tmp_path):
+    small = {"few": [2], "converge_steps": [20], "splits": [1], "networks": [2, 3]}
+    engine.run(
+        {"sweep": {"study": "titanic", "seeds": [1, 2]}, "static": small, "record": {"variables": ["starts_loss"]}},
+        tmp_path / "out",
+    )
+    data = opened(tmp_path / "out")
+    assert data["finite"].dims == ("few", "converge_steps", "splits", "networks", "seed")
+    assert data["finite"].all()
+
+
 def test_records_of_cells(tmp_path):
     swept(tmp_path, "plain", traced={"rate": [1.0]})
     (fact,) = records.facts(tmp_path / "out")
