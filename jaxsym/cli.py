@@ -112,10 +112,12 @@ def run(arguments: list[str]) -> None:
 
 def _run(name: str, study: Any, config: Any, out: Path, overwrite: bool) -> None:
     from jaxsym import report, use_all_cores
+    from jaxsym.parallel.cache import keep_compiled
     from jaxsym.sweep import store
 
     out = out.expanduser().absolute()
     _check_folder(name, out, overwrite)
+    keep_compiled()
     with contextlib.suppress(
         RuntimeError
     ):  # too late within a program that uses JAX already: the devices there are serve
@@ -158,8 +160,10 @@ def sweep(arguments: list[str]) -> None:
     ) -> None:
         """Run a sweep. The exit code is 1 when a cell failed; the others stand, and the same command tries it again."""
         from jaxsym import use_all_cores
+        from jaxsym.parallel.cache import keep_compiled
         from jaxsym.sweep import engine, grid
 
+        keep_compiled()
         if executor == "inline":
             with contextlib.suppress(RuntimeError):  # too late within a program that uses JAX already
                 use_all_cores()
