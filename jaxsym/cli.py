@@ -270,6 +270,9 @@ def _check_folder(name: str, out: Path, overwrite: bool) -> None:
     except OSError as error:
         msg = f"{out}: cannot be written to ({error.strerror or error}); choose another --out."
         raise ValueError(msg) from error
+    if (out / report.SWEEP).exists():
+        msg = f"{out} holds a sweep; choose another --out."
+        raise ValueError(msg)
     results = out / report.RESULTS
     if results.is_dir():
         msg = f"{results} is a folder, expected a file; choose another --out."

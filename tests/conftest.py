@@ -11,6 +11,8 @@ import pytest
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # the workers have the cores already; read when SciPy is loaded
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", "")  # commands under test leave the user's own cache alone
 
+os.environ["JAX_COMPILATION_CACHE_DIR"] = ""  # nothing of another run
+
 hypothesis.settings.register_profile("jaxsym", deadline=None, derandomize=True, max_examples=15)
 hypothesis.settings.load_profile("jaxsym")
 

@@ -30,7 +30,14 @@ def test_list(capsys):
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--help"], ["run", "--help"], ["run", "titanic", "--help"], ["report", "--help"], ["inspect", "--help"]],
+    [
+        ["--help"],
+        ["run", "--help"],
+        ["run", "titanic", "--help"],
+        ["sweep", "--help"],
+        ["report", "--help"],
+        ["inspect", "--help"],
+    ],
 )
 def test_help(capsys, arguments):
     with pytest.raises(SystemExit) as stop:
@@ -68,6 +75,16 @@ def test_folders_that_are_refused(capsys, tmp_path):
     assert "is a file" in fails(capsys, "run", "titanic", "--out", tmp_path / "file")
     (tmp_path / "results.nc").write_bytes(b"garbage")
     assert "cannot be read" in fails(capsys, "run", "titanic", "--out", tmp_path)
+
+
+def test_a_sweep_and_a_study_keep_apart(capsys, tmp_path):
+    (tmp_path / "sweep.json").write_text("{}")
+    assert "holds a sweep" in fails(capsys, "run", "titanic", "--out", tmp_path, "--overwrite")
+    (tmp_path / "sweep.toml").write_text("[sweep]\nseeds = 0\n")
+    assert "sweep.toml: sweep: got neither of target and study" in fails(
+        capsys, "sweep", tmp_path / "sweep.toml", "--out", tmp_path
+    )
+    assert "did you mean" not in fails(capsys, "sweep", tmp_path / "none.toml", "--out", tmp_path)
 
 
 def test_a_dataset_without_a_study(capsys, tmp_path):

@@ -1,0 +1,284 @@
+"""Training and differentiating ensembles: ours against its peers, ``python benchmarks/ensemble.py [--quick]``.
+
+Hundreds of small networks, each from its own start, on the same data: full-batch SGD and Adam, and a Hessian-vector product each. Ours is
+``js.parallel(train)`` as it is, on one CPU device a core; JAX's ``jit(vmap)`` and the loop, and torch, run in processes of their own, started
+as anybody starts them. One process works at a time, and the contenders take turns, in rounds; medians are compared. What comes before the
+first result (compiling, and ours also tuning) is timed apart. Those who take the networks one by one take a few, and their time is scaled
+up. Everybody's results are compared, and a difference is an error.
+
+The limits are the largest rates that this machine shows in a large matrix product and a large triad. The cost of more networks is shown
+apart: time, and the temporary memory of the compiled program.
+
+Exits with 1 when a goal is missed; with fewer networks, steps or shapes (``--quick``, ``--shapes``) nothing is judged.
+"""
+
+import argparse
+import importlib.util
+import json
+import multiprocessing
+import os
+import statistics
+import sys
+import time
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import machine
+import numpy as np
+import scores
+from contenders import (
+    BY_HAND,
+    FUNC,
+    KINDS,
+    MODULES,
+    OURS,
+    PLAIN,
+    SHAPES,
+    STEPS,
+    Contender,
+    Shape,
+    Task,
+    agree,
+    flops,
+    jax_peers,
+    ours,
+    program,
+)
+from rich.console import Console
+from rich.progress import track
+
+SIDES = {OURS: "jaxsym", PLAIN: "jax", BY_HAND: "jax", STEPS: "jax", FUNC: "torch", MODULES: "torch"}
+COUNTS = (16, 64, 256, 1024, 4096)
+SCALED = "64-32-10"  # the shape of the costs, if it is among the chosen, and its
+FEW = 10  # steps
+BOUNDED, BOUNDS = 16, (64, 4096)  # the chunk of the memory, and the numbers of networks
+BUSY = ": other programs are running, and every time below is theirs too."
+SHORTEST = 0.05  # seconds; what is faster is repeated within a measurement
+
+
+class Result(NamedTuple):
+    """Seconds of a contender for the whole task: before the first result, and the median, fastest and slowest turn."""
+
+    before: float
+    median: float
+    fastest: float
+    slowest: float
+    scaled: float  # 1, or by how much the measured seconds were multiplied
+
+
+# In the process of a side.
+
+_ready: dict[str, tuple[Contender, int]] = {}
+
+
+def begin(side: str) -> None:
+    if side == "jaxsym":
+        import jaxsym as js
+
+        js.use_all_cores()
+
+
+def prepare(label: str, name: str, task: Task) -> tuple[float, int, np.ndarray]:
+    """Build a contender and run it: seconds, the number of networks it takes, and its results."""
+    if name in (FUNC, MODULES):
+        from torch_peers import torch_peers
+
+        build = torch_peers(task)[name]
+    else:
+        build = (ours(task) if name == OURS else jax_peers(task))[name]
+    contender = build()
+    start = time.perf_counter()
+    values = contender.values(contender.run())
+    first = time.perf_counter() - start
+    again = timed(contender, 1)
+    _ready[label] = contender, max(1, int(SHORTEST / again))
+    return first, contender.networks, values
+
+
+def timed(contender: Contender, number: int) -> float:
+    start = time.perf_counter()
+    for _ in range(number):
+        contender.run()
+    return (time.perf_counter() - start) / number
+
+
+def turn(label: str) -> float:
+    return timed(*_ready[label])
+
+
+def forget() -> None:
+    _ready.clear()
+
+
+def memory(shape: Shape, chunk: int | None) -> int:
+    """Bytes of temporary memory of the compiled program, a device; ``chunk`` None is ``jit(vmap)``."""
+    import jax
+
+    import jaxsym as js
+
+    function, args, kwargs = program(Task("sgd", shape))
+    whole = js.parallel(function, chunk=chunk) if chunk else jax.vmap(function)
+    return int(jax.jit(whole).lower(*args, **kwargs).compile().memory_analysis().temp_size_in_bytes)
+
+
+# In the main process.
+
+
+class Sides:
+    """A process for each side, and one call at a time."""
+
+    def __init__(self) -> None:
+        names = ["jaxsym", "jax", *(["torch"] if importlib.util.find_spec("torch") else [])]
+        fresh = multiprocessing.get_context("spawn")
+        self.pools = {
+            side: ProcessPoolExecutor(1, mp_context=fresh, initializer=begin, initargs=(side,)) for side in names
+        }
+
+    def __call__(self, side: str, function: Any, *args: Any) -> Any:
+        return self.pools[side].submit(function, *args).result()
+
+    def __enter__(self) -> "Sides":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for pool in self.pools.values():
+            pool.shutdown()
+
+
+def race(sides: Sides, entries: dict[str, tuple[str, Task]], rounds: int) -> tuple[dict[str, Result], dict[str, Any]]:
+    """Times and results of several contenders (``label: (name, task)``) that take turns; each round starts with another."""
+    firsts, scales, values = {}, {}, {}
+    for label, (name, task) in entries.items():
+        firsts[label], networks, values[label] = sides(SIDES[name], prepare, label, name, task)
+        scales[label] = task.shape.networks / networks
+    seconds: dict[str, list[float]] = {label: [] for label in entries}
+    for number in range(rounds):
+        labels = list(entries)
+        cut = number % len(labels)
+        for label in labels[cut:] + labels[:cut]:
+            seconds[label].append(sides(SIDES[entries[label][0]], turn, label) * scales[label])
+    for side in sides.pools:
+        sides(side, forget)
+    results = {}
+    for label, times in seconds.items():
+        median = statistics.median(times)
+        before = max(0.0, firsts[label] - median / scales[label])
+        results[label] = Result(before, median, min(times), max(times), scales[label])
+    return results, values
+
+
+def compare(sides: Sides, task: Task, rounds: int) -> dict[str, Any]:
+    """One task: who takes how long, and by how much the results differ."""
+    names = [
+        name for name, side in SIDES.items() if side in sides.pools and not (name == BY_HAND and task.kind == "hvp")
+    ]
+    results, values = race(sides, {name: (name, task) for name in names}, rounds)
+    return {
+        "kind": task.kind,
+        "shape": task.shape._asdict(),
+        "flops": flops(task),
+        "difference": agree(values),
+        "values": {name: np.linalg.norm(value, axis=1).tolist() for name, value in values.items()},
+        "times": {name: result._asdict() for name, result in results.items()},
+    }
+
+
+def limits(sides: Sides, side: int, length: int) -> dict[str, dict[str, float]]:
+    """Operations and bytes a second, by who showed them."""
+    calls = {"numpy": ("jax", machine.with_numpy), "JAX": ("jax", machine.with_jax)}
+    calls["JAX, a device a core"] = ("jaxsym", machine.with_jax)
+    if "torch" in sides.pools:
+        calls["torch"] = ("torch", machine.with_torch)
+    figures = {name: sides(where, call, side, length) for name, (where, call) in calls.items()}
+    return {name: {"flops": rate, "bytes": moved} for name, (rate, moved) in figures.items()}
+
+
+def costs(sides: Sides, shape: Shape, counts: tuple[int, ...], rounds: int) -> dict[str, Any]:
+    """Seconds and temporary memory against the number of networks."""
+    shapes = [shape._replace(networks=count) for count in counts]
+    entries = {f"{name} {s.networks}": (name, Task("sgd", s)) for name in (OURS, PLAIN) for s in shapes}
+    results, _ = race(sides, entries, rounds)
+    found = {name: [results[f"{name} {count}"].median for count in counts] for name in (OURS, PLAIN)}
+    each = [seconds / count for seconds, count in zip(found[OURS], counts, strict=True)]
+    chunks = {f"chunk {BOUNDED}": ("jaxsym", BOUNDED), PLAIN: ("jax", None)}
+    few, many = (shape._replace(networks=count) for count in BOUNDS)
+    return {
+        "shape": shape._asdict(),
+        "networks": list(counts),
+        "seconds": found,
+        "each": max(each) / min(each),
+        "memory": {
+            name: {str(s.networks): sides(side, memory, s, chunk) for s in (few, many)}
+            for name, (side, chunk) in chunks.items()
+        },
+    }
+
+
+def shape_of(text: str) -> Shape:
+    """``8-4-2``, one of ours, or a shape with all its sizes: ``inputs-hidden-outputs:batch:networks:steps``."""
+    if text in SHAPES:
+        return SHAPES[text]
+    try:
+        shape = Shape(*(int(part) for part in text.replace("-", ":").split(":")))
+    except (TypeError, ValueError):
+        shape = None
+    if shape is None or min(shape) < 1:
+        msg = f"got {text!r}, expected one of {', '.join(SHAPES)}, or inputs-hidden-outputs:batch:networks:steps"
+        raise argparse.ArgumentTypeError(msg)
+    return shape
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parts = [*KINDS, "costs"]
+    parser.add_argument("--quick", action="store_true", help="few networks and steps: does everything run?")
+    parser.add_argument("--shapes", nargs="+", type=shape_of, default=[*SHAPES.values()], help=shape_of.__doc__)
+    parser.add_argument("--only", nargs="+", choices=parts, default=parts, help="only these parts")
+    parser.add_argument("--rounds", type=int, help="turns of each contender (7; 2 with --quick)")
+    parser.add_argument("--figure", type=Path, help="draw the costs of more networks into this file")
+    parser.add_argument("--json", type=Path, help="write all figures into this file")
+    chosen = parser.parse_args()
+    if chosen.figure and "costs" not in chosen.only:
+        parser.error("--figure draws the costs: add 'costs' to --only")
+    return chosen
+
+
+def main() -> int:
+    chosen, console = arguments(), Console(width=max(Console().width, 160))
+    shapes, rounds = chosen.shapes, chosen.rounds or (2 if chosen.quick else 7)
+    if chosen.quick:
+        shapes = [s._replace(networks=min(s.networks, 8), steps=min(s.steps, 2)) for s in shapes]
+    tasks = [Task(kind, shape) for kind in KINDS if kind in chosen.only for shape in shapes]
+    if chosen.quick:  # every shape, and everything that is done with one
+        tasks = [task for task in tasks if task.kind == "sgd" or task.shape == shapes[0] or "sgd" not in chosen.only]
+    load = os.getloadavg()[0]
+    console.print(f"{os.cpu_count()} cores, load {load:.1f}" + (BUSY if load > 0.5 else "."))
+    with Sides() as sides:
+        if "torch" not in sides.pools:
+            console.print("torch: unavailable (the extra 'bench' has it); the rest runs.")
+        peaks = limits(sides, *((1024, 2**22) if chosen.quick else (3072, 2**25)))
+        scores.limits(console, peaks)
+        rows = [compare(sides, task, rounds) for task in track(tasks, "tasks", console=Console(stderr=True))]
+        for kind in KINDS:
+            scores.times(console, KINDS[kind], [row for row in rows if row["kind"] == kind], peaks)
+        more = None
+        if "costs" in chosen.only:
+            counts = COUNTS[:2] if chosen.quick else COUNTS
+            shape = SHAPES[SCALED] if SHAPES[SCALED] in chosen.shapes else chosen.shapes[0]
+            more = costs(sides, shape._replace(steps=2 if chosen.quick else FEW), counts, rounds)
+            scores.costs(console, more)
+            if chosen.figure:
+                scores.draw(more, chosen.figure)
+    judged = shapes == [*SHAPES.values()]
+    verdicts = scores.verdicts(rows) if judged else []
+    scores.goals(console, verdicts)
+    if chosen.json:
+        chosen.json.write_text(
+            json.dumps({"load": load, "limits": peaks, "tasks": rows, "costs": more, "goals": verdicts})
+        )
+    return 0 if all(verdict["reached"] for verdict in verdicts) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
