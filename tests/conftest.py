@@ -9,6 +9,7 @@ import hypothesis
 import pytest
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # the workers have the cores already; read when SciPy is loaded
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", "")  # commands under test leave the user's own cache alone
 
 os.environ["JAX_COMPILATION_CACHE_DIR"] = ""  # nothing of another run
 

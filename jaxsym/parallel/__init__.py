@@ -234,11 +234,9 @@ def _spread(fn: Callable[..., Any], at: Layout, shards: int, batch: int, leaves:
         mapped = [jnp.concatenate([leaf, jax.lax.stop_gradient(leaf[copies])]) for leaf in mapped]
 
     def block(mapped: list[Any], shared: list[Any], rounds: Any) -> Any:
-        def some(mapped: list[Any]) -> Any:
-            return jax.vmap(lambda mapped: one(mapped, shared))(mapped)
-
         chunks = [leaf.reshape(share // batch, batch, *leaf.shape[1:]) for leaf in mapped]
-        results = jax.lax.map(some, chunks) if rounds is None else _first(rounds, some, chunks)
+        chunk = jax.vmap(lambda mapped: one(mapped, shared))
+        results = jax.lax.map(chunk, chunks) if rounds is None else _first(rounds, chunk, chunks)
         return jax.tree.map(lambda leaf: leaf.reshape(share, *leaf.shape[2:]), results)
 
     if shards > 1:

@@ -23,13 +23,13 @@ def keep_compiled() -> Path | None:
     given = os.environ.get("JAX_COMPILATION_CACHE_DIR")
     if given is not None:
         return Path(given) if given else None  # JAX reads it by itself
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    folder = base / "jaxsym" / f"compiled-{_machine()}"
     try:
+        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        folder = base / "jaxsym" / f"compiled-{_machine()}"
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
-    except OSError:
+    except (OSError, RuntimeError):  # no home, or nothing to be written there: it works without
         return None
     jax.config.update("jax_compilation_cache_dir", str(folder))
     return folder

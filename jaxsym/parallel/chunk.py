@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
-import numpy as np
 
 from jaxsym.parallel.arguments import ensemble_size
 
@@ -94,7 +93,7 @@ def tuned_chunk(
 ) -> int:
     """The fastest of a few chunks, by timing one chunk of each, where an ensemble is large enough to repay it.
 
-    The guess is timed first: if all of the work takes less time with it than compiling the others would, it is taken. A
+    The guess is timed first, and taken if all of the work with it is less than four times compiling the others. A
     candidate is compiled and timed only while the time that it should take, at most in proportion to the networks in it,
     stays within :data:`BUDGET`. A share of fewer than eight guesses is not tuned: the timing would be a good part of it.
 
@@ -128,23 +127,28 @@ def tuned_chunk(
 
     def measured(chunk: int) -> float:
         first = timed(chunk, 1)  # warms up; what takes long needs no second look
-        return first if first > _SHORT else float(np.median([timed(chunk, 1) for _ in range(3)]))
+        return first if first > _SHORT else min(timed(chunk, 1) for _ in range(3))
+
+    def affordable(predicted: float) -> bool:
+        return spent + (predicted if predicted > _SHORT else 4 * predicted) <= BUDGET
 
     def whole(chunk: int) -> float:
         return known[chunk] * math.ceil(share / chunk)
 
     compiling = timed(guess, 0)
     known = {guess: measured(guess)}
-    if whole(guess) < compiling * len(others):
+    if whole(guess) < 4 * compiling * len(others):
         return guess
     for chunk in sorted(others, key=lambda chunk: abs(math.log(chunk / guess))):
         nearest = max((c for c in known if c <= chunk), default=min(known))
         predicted = known[nearest] * max(1.0, chunk / nearest)
-        if spent + (predicted if predicted > _SHORT else 4 * predicted) <= BUDGET:
+        if affordable(predicted):
             timed(chunk, 0)
             known[chunk] = measured(chunk)
+    if min(known, key=whole) != guess and affordable(known[guess]):  # the machine may have been busy at first
+        known[guess] = min(known[guess], measured(guess))
     best = min(known, key=whole)
-    return best if whole(best) < 0.95 * whole(guess) else guess  # less than that is noise
+    return best if whole(best) < 0.9 * whole(guess) else guess  # less than that is noise
 
 
 def chunk_that_fits(compile_with: Callable[[int], jax.stages.Compiled], share: int, free_bytes: int | None) -> int:

@@ -9,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import jaxsym as js
-from jaxsym.parallel import chunk_from_shapes
 
 
 def network(params, x, scale=1.0):
@@ -125,6 +124,7 @@ def test_padding_keeps_an_infinite_gradient():
 
 
 DEVICES = """
+import warnings; warnings.simplefilter("error")
 import jax, jax.numpy as jnp, numpy as np, jaxsym as js
 def train(key, x):
     w = jax.random.normal(key, (4,))
@@ -146,6 +146,13 @@ moved = js.parallel(jnp.sin)(jax.device_put(jnp.arange(5.0), last))
 np.testing.assert_allclose(js.parallel(jnp.cos, devices=jax.devices()[:1])(moved), np.cos(np.sin(np.arange(5.0))), rtol=1e-6)
 nested = js.parallel(lambda row: js.parallel(jnp.sin, chunk=2)(row))(jnp.arange(12.0).reshape(4, 3))
 np.testing.assert_allclose(nested, np.sin(np.arange(12.0)).reshape(4, 3), rtol=1e-6)
+step = js.parallel(lambda x, k: (x + 1, jax.random.fold_in(k, 1)), donate_argnums=(0, 1))
+for num in (24, 7):
+    state = jnp.zeros((num, 2)), jax.random.split(jax.random.key(0), num)
+    for _ in range(3):
+        old, state = state, step(*state)
+    assert old[0].is_deleted() and old[1].is_deleted()
+    np.testing.assert_array_equal(state[0], 3 * np.ones((num, 2)))
 print(jax.device_count())
 """
 
@@ -157,21 +164,19 @@ def test_devices(python, devices):
 
 DIGEST = """
 import hashlib, jax, jax.numpy as jnp, numpy as np, optax, jaxsym as js
-x = jax.random.normal(jax.random.key(1), (64, 30))
+x = jnp.sin(jnp.arange(64 * 30.0)).reshape(64, 30)
 def init(key):
-    first, second = jax.random.split(key)
-    return {"w": jax.random.normal(first, (30, 16)) / 5, "v": jax.random.normal(second, (16,))}
-def loss(params, x, key):
-    return jnp.mean((jnp.tanh(x @ params["w"]) @ params["v"] + jax.random.normal(key)) ** 2)
-train = js.make_train(init, loss, optax.adam(0.01), x, steps=6)
-for num, chunk in [(13, 3), (7, 1), (5, 50)]:
-    keys = jax.random.split(jax.random.key(0), num)
-    whole = js.parallel(train, chunk=chunk)(keys)
-    run = js.parallel(train.advance, (0, None, None), chunk=chunk)(js.parallel(train.start, chunk=chunk)(keys), 0, 6)
-    digest = hashlib.sha256()
-    for leaf in jax.tree.leaves((whole, run.params, run.optimizer, run.history)):
-        digest.update(np.asarray(leaf).tobytes())
-    print(num, chunk, digest.hexdigest())
+    w = jax.random.uniform(key, (31, 8), minval=-0.2, maxval=0.2)
+    return {"w": w[:30], "v": w[30]}
+train = js.make_train(init, lambda p, x, key: jnp.mean((jnp.tanh(x @ p["w"]) @ p["v"] - 1) ** 2), optax.adam(0.01), x, steps=4)
+def show(num, chunk, tree):
+    print(num, chunk, hashlib.sha256(b"".join(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(tree))).hexdigest())
+keys = jax.random.split(jax.random.key(0), 13)
+run = jax.jit(js.parallel(train.start, chunk=3))(keys)
+run = js.parallel(train.advance, (0, None, None), chunk=3, donate_argnums=0)(run, 0, 4)
+show(13, 3, (run.params, run.optimizer, run.history))
+for num, chunk in [(5, 1), (5, 50)]:
+    show(num, chunk, js.parallel(lambda w: jnp.tanh(x @ w).sum(), chunk=chunk)(run.params["w"][:5]))
 """
 
 
@@ -187,19 +192,64 @@ def test_an_explicit_chunk_is_used_as_given(num, chunk, batch):
     assert f"f32[{batch},5] = sin" in str(jaxpr)
 
 
-def test_a_chunk_from_shapes():
-    def fn(tree):
-        return tree["x"] * 2
+def test_it_is_traced_once_for_a_shape():
+    traced = []
 
-    shapes = {"x": jax.ShapeDtypeStruct((1000, 3), jnp.float32)}
-    chunk = chunk_from_shapes(fn, shapes)
-    assert 1 < chunk <= 256
-    assert chunk_from_shapes(fn, {"x": jnp.zeros((1000, 3))}) == chunk
-    assert chunk_from_shapes(fn, {"x": jnp.zeros((3, 3))}) == 3
-    assert chunk_from_shapes(fn, {"x": jnp.zeros((0, 3))}) == 1
-    assert chunk_from_shapes(fn, {"x": jax.ShapeDtypeStruct((1000, 3000, 300), jnp.float32)}) == 1
-    with pytest.raises(ValueError, match="argument 0: 3, argument 1: 4"):
-        chunk_from_shapes(jnp.add, jnp.ones(3), jnp.ones(4))
+    def fn(x, y):
+        traced.append(x.shape)
+        return jnp.sin(x) + y
+
+    mapped = js.parallel(fn, (0, None))
+    first = mapped(jnp.ones((5, 3)), 1.0)
+    once = len(traced)
+    assert once >= 1
+    np.testing.assert_array_equal(mapped(jnp.ones((5, 3)), 1.0), first)
+    mapped(np.zeros((5, 3), np.float32), 7.5)
+    assert len(traced) == once
+    mapped(jnp.ones((6, 3)), 1.0)
+    mapped(jnp.ones((6, 3)), 1.0)
+    assert len(traced) <= 2 * once
+
+
+def test_what_is_donated_is_used_and_the_rest_is_kept():
+    step = js.parallel(
+        lambda run, key, rate: ({"w": run["w"] * rate, "i": run["i"] + 1}, jax.random.normal(key)),
+        (0, 0, None),
+        donate_argnums=(0, 1),
+        devices=jax.devices()[:1],
+    )
+    keys = jax.random.split(jax.random.key(0), 5)
+    first = {"w": jnp.ones((5, 3)), "i": jnp.zeros(5, int)}
+    second, _ = step(first, keys, 2.0)
+    place = second["w"].unsafe_buffer_pointer()
+    third, _ = step(second, keys, 2.0)  # the keys are not: nothing of their type comes out
+    assert second["w"].is_deleted()
+    assert third["w"].unsafe_buffer_pointer() == place
+    np.testing.assert_array_equal(third["w"], 4 * np.ones((5, 3)))
+    kept = jnp.ones(4)
+    js.parallel(jnp.sin)(kept)
+    assert not kept.is_deleted()
+    within = jax.jit(lambda x: js.parallel(jnp.sin, donate_argnums=0)(x))
+    within(kept)
+    assert not kept.is_deleted()
+    with pytest.raises(ValueError, match=r"donate_argnums: got 2, but there are 1 positional"):
+        js.parallel(jnp.sin, donate_argnums=2)(kept)
+
+
+def test_the_same_bits_outside_and_within_a_trace():
+    params, x = ensemble(11), jnp.arange(4.0)
+    mapped = js.parallel(network, (0, None), chunk=4)
+    chex.assert_trees_all_equal(mapped(params, x), jax.jit(mapped)(params, x))
+
+
+def test_a_call_with_arrays_under_a_trace():
+    w = ensemble(5)["w"]
+    mapped = js.parallel(lambda w: jnp.tanh(w).sum())
+    got = jax.jit(lambda scale: mapped(w) * scale)(2.0)
+    np.testing.assert_allclose(got, 2 * jax.vmap(lambda w: jnp.tanh(w).sum())(w), rtol=1e-5)
+    asked = []
+    with pytest.raises(ValueError, match="chunk_for: called under a trace"):
+        jax.jit(lambda w: asked.append(mapped.chunk_for(w)))(w)
 
 
 def test_all_cores_and_too_late(python):
