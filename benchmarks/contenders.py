@@ -18,7 +18,7 @@ KINDS = {
     "hvp": "Hessian-vector product, forward over reverse",
 }
 RATES = {"sgd": 0.1, "adam": 0.01}
-OURS, PLAIN, BY_HAND, STEPS = "js.parallel", "jit(vmap)", "jit(vmap), scan by hand", "JAX one by one"
+OURS, PLAIN, BY_HAND, STEPS = "js.parallel", "jit(vmap)", "jit(vmap) by hand", "JAX one by one"
 FUNC, MODULES = "torch.func.vmap", "torch one by one"
 ALONE = 16  # so many networks are enough for those who take them one by one
 TOLERANCE = 1e-3
@@ -60,6 +60,7 @@ class Contender(NamedTuple):
     run: Callable[[], Any]
     values: Callable[[Any], np.ndarray]
     networks: int  # how many it takes, from the first on
+    tune: Callable[[], str] | None = None  # settles what is left open, and says how
 
 
 class Problem(NamedTuple):
@@ -240,7 +241,9 @@ def mapped(task: Task, transform: Callable[..., Any]) -> Contender:
     def values(result: Any) -> np.ndarray:
         return flat(result, 1) if task.kind == "hvp" else np.asarray(result.history["loss"])[:, -1:]
 
-    return Contender(lambda: jax.block_until_ready(run(*args, **kwargs)), values, task.shape.networks)
+    choose = getattr(run, "chunk_for", None)
+    tune = choose and (lambda: f"chunk {choose(*args, **kwargs)}")
+    return Contender(lambda: jax.block_until_ready(run(*args, **kwargs)), values, task.shape.networks, tune)
 
 
 def scan_by_hand(task: Task) -> Contender:

@@ -3,7 +3,7 @@
 Hundreds of small networks, each from its own start, on the same data: full-batch SGD and Adam, and a Hessian-vector product each. Ours is
 ``js.parallel(train)`` as it is, on one CPU device a core; JAX's ``jit(vmap)`` and the loop, and torch, run in processes of their own, started
 as anybody starts them. One process works at a time, and the contenders take turns, in rounds; medians are compared. What comes before the
-first result (compiling, and ours also tuning) is timed apart. Those who take the networks one by one take a few, and their time is scaled
+first result is timed apart: compiling, and with ours the choice of a chunk, which compiles too. Those who take the networks one by one take a few, and their time is scaled
 up. Everybody's results are compared, and a difference is an error.
 
 The limits are the largest rates that this machine shows in a large matrix product and a large triad. The cost of more networks is shown
@@ -58,13 +58,15 @@ SHORTEST = 0.05  # seconds; what is faster is repeated within a measurement
 
 
 class Result(NamedTuple):
-    """Seconds of a contender for the whole task: before the first result, and the median, fastest and slowest turn."""
+    """Seconds of a contender: tuning, compiling, and for the whole task the median, fastest and slowest turn."""
 
-    before: float
+    tuning: float
+    compiling: float
     median: float
     fastest: float
     slowest: float
     scaled: float  # 1, or by how much the measured seconds were multiplied
+    choice: str  # of the tuning
 
 
 # In the process of a side.
@@ -79,8 +81,16 @@ def begin(side: str) -> None:
         js.use_all_cores()
 
 
-def prepare(label: str, name: str, task: Task) -> tuple[float, int, np.ndarray]:
-    """Build a contender and run it: seconds, the number of networks it takes, and its results."""
+class Prepared(NamedTuple):
+    tuning: float
+    choice: str
+    first: float  # seconds of the first run
+    networks: int
+    values: np.ndarray
+
+
+def prepare(label: str, name: str, task: Task) -> Prepared:
+    """Build a contender, let it tune itself, and run it."""
     if name in (FUNC, MODULES):
         from torch_peers import torch_peers
 
@@ -89,11 +99,13 @@ def prepare(label: str, name: str, task: Task) -> tuple[float, int, np.ndarray]:
         build = (ours(task) if name == OURS else jax_peers(task))[name]
     contender = build()
     start = time.perf_counter()
-    values = contender.values(contender.run())
-    first = time.perf_counter() - start
+    choice = contender.tune() if contender.tune else ""
+    tuned = time.perf_counter()
+    result = contender.run()
+    ready = time.perf_counter()
     again = timed(contender, 1)
     _ready[label] = contender, max(1, int(SHORTEST / again))
-    return first, contender.networks, values
+    return Prepared(tuned - start, choice, ready - tuned, contender.networks, contender.values(result))
 
 
 def timed(contender: Contender, number: int) -> float:
@@ -148,10 +160,10 @@ class Sides:
 
 def race(sides: Sides, entries: dict[str, tuple[str, Task]], rounds: int) -> tuple[dict[str, Result], dict[str, Any]]:
     """Times and results of several contenders (``label: (name, task)``) that take turns; each round starts with another."""
-    firsts, scales, values = {}, {}, {}
+    found: dict[str, Prepared] = {}
     for label, (name, task) in entries.items():
-        firsts[label], networks, values[label] = sides(SIDES[name], prepare, label, name, task)
-        scales[label] = task.shape.networks / networks
+        found[label] = sides(SIDES[name], prepare, label, name, task)
+    scales = {label: task.shape.networks / found[label].networks for label, (_, task) in entries.items()}
     seconds: dict[str, list[float]] = {label: [] for label in entries}
     for number in range(rounds):
         labels = list(entries)
@@ -163,9 +175,10 @@ def race(sides: Sides, entries: dict[str, tuple[str, Task]], rounds: int) -> tup
     results = {}
     for label, times in seconds.items():
         median = statistics.median(times)
-        before = max(0.0, firsts[label] - median / scales[label])
-        results[label] = Result(before, median, min(times), max(times), scales[label])
-    return results, values
+        compiling = max(0.0, found[label].first - median / scales[label])
+        tuning, choice = found[label].tuning, found[label].choice
+        results[label] = Result(tuning, compiling, median, min(times), max(times), scales[label], choice)
+    return results, {label: prepared.values for label, prepared in found.items()}
 
 
 def compare(sides: Sides, task: Task, rounds: int) -> dict[str, Any]:

@@ -48,7 +48,7 @@ def times(console: Console, title: str, rows: list[dict[str, Any]], peaks: dict[
     if not rows:
         return
     most = max(peak["flops"] for peak in peaks.values())
-    names = ["before s", "median ms", "fastest - slowest", "times ours", "GFLOP/s", "of the peak"]
+    names = ["tune s", "compile s", "median ms", "fastest - slowest", "times ours", "GFLOP/s", "of the peak"]
     table = Table("shape, batch, networks", "contender", title=title)
     for name in names:
         table.add_column(name, justify="right")
@@ -65,13 +65,14 @@ def times(console: Console, title: str, rows: list[dict[str, Any]], peaks: dict[
             table.add_row(
                 labels.pop(0) if labels else "",
                 name,
-                f"{t['before']:.2f}",
+                f"{t['tuning']:.2f}" if t["choice"] else "",
+                f"{t['compiling']:.2f}",
                 f"{1000 * t['median']:.2f}",
                 f"{1000 * t['fastest']:.2f} - {1000 * t['slowest']:.2f}",
                 f"{t['median'] / own:.2f}",
                 f"{rate / 1e9:.2f}",
                 f"{rate / most:.2%}",
-                f"{taken} networks, scaled up" if t["scaled"] > 1 else "",
+                f"{taken} networks, scaled" if t["scaled"] > 1 else t["choice"],
             )
         table.add_section()
     console.print(table)
