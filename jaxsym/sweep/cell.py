@@ -232,6 +232,8 @@ def _study(sweep: Sweep, cell: Cell, place: Path, show: Show) -> tuple[xr.Datase
             store.seal(path)
         runs.append(store.read_dataset(path))
     dataset = xr.concat(runs, dim=xr.Variable("seed", list(sweep.seeds)), join="outer", combine_attrs="drop_conflicts")
+    taken = {*cell.static} & {*dataset.dims, *dataset.variables}
+    dataset = dataset.rename({name: f"{name}_of_study" for name in taken})
     if sweep.variables is not None:
         for name in sweep.variables:
             with targets.keyed("record.variables"):

@@ -313,12 +313,13 @@ def test_a_study_is_swept_over_its_options(tmp_path):
 def test_a_study_runs_once_a_seed(tmp_path):
     small = {"few": [2], "converge_steps": [20], "splits": [1], "networks": [2, 3]}
     engine.run(
-        {"sweep": {"study": "titanic", "seeds": [1, 2]}, "static": small, "record": {"variables": ["starts_loss"]}},
+        {"sweep": {"study": "titanic", "seeds": [1, 2]}, "static": small, "record": {"variables": ["case1_cost"]}},
         tmp_path / "out",
     )
     data = opened(tmp_path / "out")
     assert data["finite"].dims == ("few", "converge_steps", "splits", "networks", "seed")
     assert data["finite"].all()
+    assert {"seed", "networks", "few_of_study"} <= set(data["case1_cost"].dims)
 
 
 def test_records_of_cells(tmp_path):
