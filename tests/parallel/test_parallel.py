@@ -162,6 +162,22 @@ def test_devices(python, devices):
     assert python(DEVICES, devices=devices).strip() == str(devices)
 
 
+TOGETHER = """
+import threading, jax, jax.numpy as jnp, numpy as np, jaxsym as js
+barrier = threading.Barrier(2)
+def meet(x):
+    barrier.wait(timeout=60)  # one after the other they would wait in vain
+    return x
+like = jax.ShapeDtypeStruct((), jnp.float32)
+mapped = js.parallel(lambda x: jax.pure_callback(meet, like, x, vmap_method="sequential"), chunk=1)
+print(np.asarray(mapped(jnp.arange(6.0))).tolist())
+"""
+
+
+def test_the_devices_work_at_the_same_time(python):
+    assert python(TOGETHER, devices=2).strip() == str([0.0, 1.0, 2.0, 3.0, 4.0, 5.0])
+
+
 DIGEST = """
 import hashlib, jax, jax.numpy as jnp, numpy as np, optax, jaxsym as js
 x = jnp.sin(jnp.arange(64 * 30.0)).reshape(64, 30)
