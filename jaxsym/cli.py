@@ -6,7 +6,6 @@ import datetime
 import json
 import os
 import sys
-import tempfile
 import warnings
 from collections.abc import Callable, Sequence
 from importlib import metadata
@@ -260,16 +259,7 @@ def _check_folder(name: str, out: Path, overwrite: bool) -> None:
     from jaxsym import report
     from jaxsym.sweep import store
 
-    if out.exists() and not out.is_dir():
-        msg = f"{out} is a file, expected a folder; choose another --out."
-        raise ValueError(msg)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=out):
-            pass
-    except OSError as error:
-        msg = f"{out}: cannot be written to ({error.strerror or error}); choose another --out."
-        raise ValueError(msg) from error
+    store.expect_folder(out)
     if (out / report.SWEEP).exists():
         msg = f"{out} holds a sweep; choose another --out."
         raise ValueError(msg)

@@ -7,7 +7,7 @@ import json
 import math
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -182,14 +182,20 @@ def _target(
         own = own or [f"{name}_{i}" for i in range(array.ndim - 1)]
         variables[name] = ((*dims, *own), array.reshape(*shape, *array.shape[1:]))
         coords |= {dim: np.arange(size) for dim, size in zip(own, array.shape[1:], strict=True) if dim != "step"}
-    finite = np.ones(len(networks.seeds), bool)
-    for array in arrays.values():
-        if np.issubdtype(array.dtype, np.inexact):
-            finite &= np.isfinite(array).reshape(len(finite), -1).all(1)
-    dataset = xr.Dataset(variables | {"finite": (dims, finite.reshape(shape))}, coords=coords)
+    finite = _finite(arrays.values(), len(networks.seeds)).reshape(shape)
+    dataset = xr.Dataset(variables | {"finite": (dims, finite)}, coords=coords)
     if sweep.search is not None:
         dataset["objective"] = ("trial", _objective(dataset[sweep.search.metric]))
     return dataset, params, networks.chunk
+
+
+def _finite(arrays: Iterable[np.ndarray], num: int) -> np.ndarray:
+    """Which of ``num`` networks have finite entries only, in arrays ``[num, ...]`` of which those of integers are."""
+    finite = np.ones(num, bool)
+    for array in arrays:
+        if np.issubdtype(array.dtype, np.inexact):
+            finite &= np.isfinite(array).reshape(num, -1).all(1)
+    return finite
 
 
 def _objective(metric: xr.DataArray) -> np.ndarray:
@@ -216,11 +222,10 @@ def _study(sweep: Sweep, cell: Cell, place: Path, show: Show) -> tuple[xr.Datase
     study = targets.load_study(sweep)
     runs = []
     seeded = hasattr(study.config, "seed")
-    start, first = time.perf_counter(), None
+    start = time.perf_counter()
     for number, seed in enumerate(sweep.seeds):
         path = place / "segments" / f"seed_{seed}.nc"
         if not store.sealed(path):
-            first = number if first is None else first
             config = dataclasses.replace(study.config, **cell.static, **({"seed": seed} if seeded else {}))
 
             def told(_: str, done: int, total: int, number: int = number) -> None:
@@ -239,7 +244,7 @@ def _study(sweep: Sweep, cell: Cell, place: Path, show: Show) -> tuple[xr.Datase
             with targets.keyed("record.variables"):
                 find({str(known): known for known in dataset.data_vars}, name, "variable")
         dataset = dataset[list(sweep.variables)]
-    finite = np.ones(len(sweep.seeds), bool)
+    finite = _finite((array.transpose("seed", ...).values for array in dataset.data_vars.values()), len(sweep.seeds))
     return dataset.assign(finite=("seed", finite)), {}, 1
 
 

@@ -1,7 +1,6 @@
 """A sweep from its file to its results: claims the folder, hands its cells to an executor, and tells what became of them."""
 
 import contextlib
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -108,7 +107,7 @@ def run(
         sweep = grid.parse(sweep)
     _check(sweep, folders)
     folder = Folder(Path(out).expanduser().absolute())
-    _check_writable(folder.path)
+    store.expect_folder(folder.path)
     with store.locked(folder.path / ".lock", held=lambda who: _refuse_second(folder.path, who)):
         folder.claim(sweep, folders)
         work = _Work(sweep, folder, show)
@@ -280,19 +279,6 @@ def _check(sweep: grid.Sweep, folders: list[str]) -> None:
             {"trial": sweep.search.batch}, search.points(sweep.search, search.Searcher(sweep.search).ask())
         )
     targets.check(targets.make(factory, sweep.target or "", sweep.cells()[0].static), sweep, points)
-
-
-def _check_writable(path: Path) -> None:
-    if path.exists() and not path.is_dir():
-        msg = f"{path} is a file, expected a folder; choose another --out."
-        raise ValueError(msg)
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path):
-            pass
-    except OSError as error:
-        msg = f"{path}: cannot be written to ({error.strerror or error}); choose another --out."
-        raise ValueError(msg) from error
 
 
 def _refuse_second(path: Path, who: str) -> None:

@@ -65,6 +65,26 @@ def _sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
+def expect_folder(path: Path) -> None:
+    """Make a folder, or see that one that is there can be written to, before any work is done.
+
+    Raises
+    ------
+    ValueError
+        If it is a file, or cannot be written to.
+    """
+    if path.exists() and not path.is_dir():
+        msg = f"{path} is a file, expected a folder; choose another --out."
+        raise ValueError(msg)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        msg = f"{path}: cannot be written to ({error.strerror or error}); choose another --out."
+        raise ValueError(msg) from error
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a text file, UTF-8."""
     with atomic(path) as temporary:
