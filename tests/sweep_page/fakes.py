@@ -4,6 +4,7 @@ import json
 import math
 
 import numpy as np
+import pytest
 import xarray as xr
 
 from jaxsym import report
@@ -164,3 +165,16 @@ def publish(directory, monkeypatch, data, cells):
             (directory / cell.folder).mkdir(parents=True)
             (directory / cell.folder / "log.txt").write_text("")
     return report.publish(directory)
+
+
+def publish_all(make_folder):
+    """The folder of each sweep with its page, by name; of the crossed one the last cell failed."""
+    folders = {}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, sweep in SWEEPS.items():
+            folders[name] = make_folder(name)
+            data, cells = sweep()
+            if name == "cross":
+                data, cells = lose(data, cells, {3: "failed"})
+            publish(folders[name], patch, data, cells)
+    return folders

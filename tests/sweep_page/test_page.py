@@ -13,17 +13,7 @@ from tests.sweep_page import fakes
 
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory):
-    """The folder of each sweep with its page, by name; of the crossed one the last cell failed."""
-    folders = {}
-    with pytest.MonkeyPatch.context() as patch:
-        for name, sweep in fakes.SWEEPS.items():
-            folder = tmp_path_factory.mktemp(name)
-            data, cells = sweep()
-            if name == "cross":
-                data, cells = fakes.lose(data, cells, {3: "failed"})
-            fakes.publish(folder, patch, data, cells)
-            folders[name] = folder
-    return folders
+    return fakes.publish_all(tmp_path_factory.mktemp)
 
 
 def said(page):
