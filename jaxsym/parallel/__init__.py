@@ -16,11 +16,20 @@ import numpy as np
 from jax.sharding import PartitionSpec
 
 from jaxsym.parallel.arguments import NETWORKS, Layout, layout
-from jaxsym.parallel.chunk import chunk_from_shapes, chunk_that_fits, free_bytes, guessed_chunk, one_of, tuned_chunk
+from jaxsym.parallel.chunk import (
+    chunk_from_shapes,
+    chunk_that_fits,
+    free_bytes,
+    guessed_chunk,
+    is_brief,
+    one_of,
+    tuned_chunk,
+)
 
 __all__ = ["chunk_from_shapes", "parallel", "use_all_cores"]
 
 _ALL = np.int32(2**31 - 1)  # rounds: as many as there are
+_unchanged = jax.jit(lambda value: value)
 
 
 def parallel(
@@ -57,7 +66,8 @@ def parallel(
         which is timed against a few others where the ensemble is large enough to repay that; elsewhere it is a device's
         whole share, halved until it fits into the memory. Under a trace, and with several processes, shapes decide.
     devices
-        The devices to use; all of the default backend when None. With several processes (``jax.distributed``), every
+        The devices to use. When None all of the default backend, but for work of a few milliseconds on CPUs, which one does
+        before it is shared out. With several processes (``jax.distributed``), every
         process makes the same call with the same arguments, and gets its part of one global result.
     donate_argnums
         Positional arguments whose memory may be used for the results of the same shape and type. Such an argument must
@@ -122,14 +132,21 @@ def parallel(
     plans: dict[Any, tuple[Layout, int] | None] = {}
 
     def plan(at: Layout, leaves: list[Any]) -> tuple[Layout, int] | None:
-        """What to donate and the chunk, for these shapes; None if the function holds tracers."""
+        """What to donate, the devices and the chunk, for these shapes; None if the function holds tracers."""
         signature = at, tuple((jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves)
         if signature not in plans:
             jaxpr = jaxpr_of_one(at, leaves)
             if any(isinstance(constant, jax.core.Tracer) for constant in jaxpr.consts):
                 return None
-            donating = at._replace(donated=_useful(at, leaves, jaxpr.out_avals))
-            plans[signature] = donating, chosen(donating, leaves, jaxpr)
+            at = at._replace(donated=_useful(at, leaves, jaxpr.out_avals))
+            if (
+                devices is None
+                and at.devices[0].platform == "cpu"
+                and jax.process_count() == 1
+                and is_brief(jaxpr, at.size)
+            ):
+                at = at._replace(devices=at.devices[:1])
+            plans[signature] = at, chosen(at, leaves, jaxpr)
         return plans[signature]
 
     def chosen(at: Layout, leaves: list[Any], jaxpr: Any) -> int:
@@ -155,7 +172,8 @@ def parallel(
 
     def outside(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         """Whether this call stands by itself: nothing is being traced or sharded around it, and there is work."""
-        traced = any(isinstance(leaf, jax.core.Tracer) for leaf in [*jax.tree.leaves((args, kwargs)), jnp.zeros(())])
+        here = _unchanged(np.float32(0))  # a tracer wherever something is traced, though no argument is
+        traced = any(isinstance(leaf, jax.core.Tracer) for leaf in [*jax.tree.leaves((args, kwargs)), here])
         return not traced and not _sharded_already()
 
     @functools.wraps(fn)

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
 
 NETWORKS = "networks"  # the one axis of the mesh
 
@@ -14,7 +14,7 @@ NETWORKS = "networks"  # the one axis of the mesh
 class Layout(NamedTuple):
     """The static facts of one call: the structure of ``(args, kwargs)``, and for each leaf its mapped axis or None.
 
-    ``donated`` says for each leaf whether its memory may be used for a result.
+    Axes are counted from the front. ``donated`` says for each leaf whether its memory may be used for a result.
     """
 
     structure: Any
@@ -52,25 +52,38 @@ class Layout(NamedTuple):
 
     def place(self, leaves: Sequence[Any]) -> list[Any]:
         """Bring arrays to the devices: each its share of the networks, where that comes out even; all of it else."""
-        mesh = self.mesh
+        where = {axis: self._sharding(axis) for axis in set(self.axes)}
+        targets = [
+            None if not hasattr(leaf, "ndim") or getattr(leaf, "sharding", None) == where[axis] else where[axis]
+            for leaf, axis in zip(leaves, self.axes, strict=True)
+        ]
+        arrays = [(leaf, to) for leaf, to in zip(leaves, targets, strict=True) if to is not None]
+        if not arrays:
+            return list(leaves)
+        if all(to.is_fully_addressable for to in where.values()):
+            placed = iter(jax.device_put([_seen_from_host(leaf) for leaf, _ in arrays], [to for _, to in arrays]))
+        else:
+            placed = iter([_put(*array) for array in arrays])
+        return [leaf if to is None else next(placed) for leaf, to in zip(leaves, targets, strict=True)]
 
-        def put(leaf: Any, axis: int | None) -> Any:
-            if not isinstance(leaf, jax.Array | np.ndarray):
-                return leaf
-            if len(self.devices) == 1:
-                return jax.device_put(leaf, SingleDeviceSharding(self.devices[0]))
-            spec = PartitionSpec()
-            if axis is not None and self.size % len(self.devices) == 0:
-                spec = PartitionSpec(*[None] * (axis % leaf.ndim), NETWORKS)
-            return _put(leaf, NamedSharding(mesh, spec))
-
-        return [put(leaf, axis) for leaf, axis in zip(leaves, self.axes, strict=True)]
+    def _sharding(self, axis: int | None) -> Sharding:
+        if len(self.devices) == 1:
+            return SingleDeviceSharding(self.devices[0])
+        if axis is None or self.size % len(self.devices):
+            return NamedSharding(self.mesh, PartitionSpec())
+        return NamedSharding(self.mesh, PartitionSpec(*[None] * axis, NETWORKS))
 
 
-def _put(leaf: Any, sharding: NamedSharding) -> Any:
-    """``device_put``, also to the devices of several processes, each of which has the whole array."""
-    if sharding.is_fully_addressable:
-        return jax.device_put(leaf, sharding)
+def _seen_from_host(leaf: Any) -> Any:
+    """The same numbers as an array of NumPy's where that costs nothing: JAX takes five times as long to split its own."""
+    if isinstance(leaf, np.ndarray) or jnp.issubdtype(leaf.dtype, jax.dtypes.extended) or leaf.weak_type:
+        return leaf
+    (device, *others) = leaf.devices()
+    return np.asarray(leaf) if device.platform == "cpu" and not others else leaf
+
+
+def _put(leaf: Any, sharding: Sharding) -> Any:
+    """``device_put`` to the devices of several processes, each of which has the whole array."""
     if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
         return leaf  # global already: the compiled program takes it from where it is
     if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
@@ -102,7 +115,9 @@ def layout(
     donated += [False] * (len(axes) - len(donated))
     donated = [donate and axis is not None for donate, axis in zip(donated, axes, strict=True)]
     size = ensemble_size((args, kwargs), axes)
-    return Layout(jax.tree.structure((args, kwargs)), tuple(axes), size, devices, tuple(donated))
+    leaves, structure = jax.tree.flatten((args, kwargs))
+    counted = [None if axis is None else axis % jnp.ndim(leaf) for axis, leaf in zip(axes, leaves, strict=True)]
+    return Layout(structure, tuple(counted), size, devices, tuple(donated))
 
 
 class _Shared:
@@ -127,27 +142,35 @@ def _axes(in_axes: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[i
 
 def ensemble_size(arguments: Any, axes: list[int | None]) -> int:
     """The common size of all mapped axes."""
-    sizes: dict[str, int] = {}
-    for (path, leaf), axis in zip(jax.tree_util.tree_leaves_with_path(arguments), axes, strict=True):
-        if axis is None:
-            continue
-        shape = jnp.shape(leaf)
-        place, *rest = path[1:]
-        kind = "keyword" if isinstance(place, jax.tree_util.DictKey) else "argument"
-        name = f"{kind} {jax.tree_util.keystr((place,), simple=True)}{jax.tree_util.keystr(tuple(rest))}"
+    shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(arguments)]
+    mapped = {number: axis for number, axis in enumerate(axes) if axis is not None}
+    for number, axis in mapped.items():
+        shape = shapes[number]
         if not -len(shape) <= axis < len(shape):
+            name = _names(arguments)[number]
             msg = f"{name} has shape {shape}, but its axis {axis} is mapped:" + (
                 " keywords are always mapped over axis 0; pass it by position, with None in in_axes, to share it."
-                if kind == "keyword"
+                if name.startswith("keyword")
                 else " give it a leading axis over the networks, or None in in_axes to share it."
             )
             raise ValueError(msg)
-        sizes[name] = shape[axis]
-    if not sizes:
+    if not mapped:
         msg = "parallel: no argument is mapped; at least one needs an axis over the networks, such as their keys."
         raise ValueError(msg)
-    if len(set(sizes.values())) > 1:
-        got = ", ".join(f"{name}: {size}" for name, size in sizes.items())
+    sizes = [shapes[number][axis] for number, axis in mapped.items()]
+    if len(set(sizes)) > 1:
+        names = _names(arguments)
+        got = ", ".join(f"{names[number]}: {size}" for number, size in zip(mapped, sizes, strict=True))
         msg = f"parallel: mapped axes differ in size ({got}); expected the same number of networks in all of them."
         raise ValueError(msg)
-    return next(iter(sizes.values()))
+    return sizes[0]
+
+
+def _names(arguments: Any) -> list[str]:
+    """What to call every leaf of ``(args, kwargs)``."""
+    names = []
+    for path, _ in jax.tree_util.tree_leaves_with_path(arguments):
+        place, *rest = path[1:]
+        kind = "keyword" if isinstance(place, jax.tree_util.DictKey) else "argument"
+        names.append(f"{kind} {jax.tree_util.keystr((place,), simple=True)}{jax.tree_util.keystr(tuple(rest))}")
+    return names

@@ -9,10 +9,12 @@ import jax
 
 from jaxsym.parallel.arguments import ensemble_size
 
-_VALUE_BYTES = {"cpu": 2**15}  # what a chunk's typical value may take: the first cache of a core
+_VALUE_BYTES = {"cpu": 2**14}  # what a chunk's large values may take: half of the first cache of a core
 _VALUE_BYTES_ELSEWHERE = 2**26
 _LARGEST = {"cpu": 256}
 _LARGEST_ELSEWHERE = 4096
+_FEWEST = 4  # a CPU takes longer for the products of two or three networks together than for one after the other
+_BRIEF_BYTES = 2**26  # read and written by a core in 3 ms or so; to bring arrays to several devices takes another
 _UNKNOWN_TRIPS = 10  # of a while loop, whose trips no shape tells
 CANDIDATES = (1, 4, 16, 64)
 BUDGET = 2.0  # seconds of running, for all candidates together
@@ -59,7 +61,7 @@ def one_of(leaves: list[Any]) -> list[jax.ShapeDtypeStruct]:
 
 
 def guessed_chunk(jaxpr: Any, share: int, platform: str) -> int:
-    """The chunk whose typical intermediate value fills the first cache, and no more.
+    """The chunk whose large intermediate values each fill half of the first cache, and no more.
 
     Parameters
     ----------
@@ -76,8 +78,23 @@ def guessed_chunk(jaxpr: Any, share: int, platform: str) -> int:
         At least 1, at most ``share``; chunks of nearly equal size leave the least padding.
     """
     block = _VALUE_BYTES.get(platform, _VALUE_BYTES_ELSEWHERE)
-    largest = min(_LARGEST.get(platform, _LARGEST_ELSEWHERE), block // max(1, _typical_bytes(jaxpr.jaxpr)))
+    largest = min(_LARGEST.get(platform, _LARGEST_ELSEWHERE), block // max(1, _large_bytes(jaxpr.jaxpr)))
+    if platform == "cpu" and largest < _FEWEST:
+        return 1
     return even(max(1, largest), share)
+
+
+def is_brief(jaxpr: Any, networks: int) -> bool:
+    """Whether so many networks take no longer than it takes to share them out over the devices of a CPU, or not much.
+
+    Parameters
+    ----------
+    jaxpr
+        The closed jaxpr of one network; with a ``while`` loop or a callback in it nobody knows how long it takes.
+    networks
+        How many.
+    """
+    return networks * _traffic(jaxpr.jaxpr) < _BRIEF_BYTES
 
 
 def even(chunk: int, share: int) -> int:
@@ -196,13 +213,13 @@ def _needed_bytes(compile_with: Callable[[int], jax.stages.Compiled], chunk: int
     )
 
 
-def _typical_bytes(jaxpr: Any) -> int:
-    """The size of value that half of all bytes written are part of: the weighted median, loops counted."""
+def _large_bytes(jaxpr: Any) -> int:
+    """The size of value from which on up a quarter of all bytes written belong: a weighted quantile, loops counted."""
     values = sorted([*((_bytes(var.aval), 1) for var in jaxpr.invars), *_values(jaxpr, 1)])
-    half, passed = sum(size * times for size, times in values) / 2, 0
+    most, passed = 3 * sum(size * times for size, times in values) / 4, 0
     for size, times in values:
         passed += size * times
-        if passed >= half:
+        if passed >= most:
             return size
     return 0
 
@@ -211,12 +228,33 @@ def _values(jaxpr: Any, times: int) -> Iterator[tuple[int, int]]:
     """The size in bytes of every value that is computed, and how many times."""
     for equation in jaxpr.eqns:
         yield from ((_bytes(var.aval), times) for var in equation.outvars)
-        trips = equation.params.get("length", _UNKNOWN_TRIPS if equation.primitive.name == "while" else 1)
-        for parameter in equation.params.values():
-            for inner in parameter if isinstance(parameter, tuple | list) else (parameter,):
-                inner = getattr(inner, "jaxpr", inner)
-                if hasattr(inner, "eqns"):
-                    yield from _values(inner, times * int(trips))
+        for inner in _within(equation):
+            yield from _values(inner, times * int(_trips(equation, _UNKNOWN_TRIPS)))
+
+
+def _traffic(jaxpr: Any) -> float:
+    """The bytes that are read and written, each equation by itself."""
+    total = 0.0
+    for equation in jaxpr.eqns:
+        if "callback" in equation.primitive.name:
+            return math.inf
+        own = sum(_bytes(var.aval) for var in [*equation.invars, *equation.outvars])
+        inside = [_traffic(inner) for inner in _within(equation)]
+        total += _trips(equation, math.inf) * sum(inside) if inside else own
+    return total
+
+
+def _trips(equation: Any, unknown: float) -> float:
+    return float(equation.params.get("length", unknown if equation.primitive.name == "while" else 1))
+
+
+def _within(equation: Any) -> Iterator[Any]:
+    """The jaxprs of an equation: the body of a loop, the branches of a choice."""
+    for parameter in equation.params.values():
+        for inner in parameter if isinstance(parameter, tuple | list) else (parameter,):
+            inner = getattr(inner, "jaxpr", inner)
+            if hasattr(inner, "eqns"):
+                yield inner
 
 
 def _bytes(aval: Any) -> int:

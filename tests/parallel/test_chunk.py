@@ -46,9 +46,22 @@ def test_the_values_of_a_loop_decide_and_not_its_records():
         return fn
 
     w = jax.ShapeDtypeStruct((1000, 4), jnp.float32)
-    small, large = chunk_from_shapes(train(10, 100), w), chunk_from_shapes(train(1000, 100), w)
+    small, large = chunk_from_shapes(train(10, 100), w), chunk_from_shapes(train(200, 100), w)
     assert small > large > 1
     assert chunk_from_shapes(train(10, 10_000), w) == small
+
+
+def test_what_is_brief():
+    def traced(fn):
+        return jax.make_jaxpr(fn)(jnp.zeros(8))
+
+    one = traced(lambda x: jnp.tanh(x) + 1)
+    assert choice.is_brief(one, 256)
+    assert not choice.is_brief(one, 10**7)
+    assert choice.is_brief(traced(lambda x: jax.lax.fori_loop(0, 100, lambda _, x: jnp.tanh(x), x)), 256)
+    assert not choice.is_brief(traced(lambda x: jax.lax.fori_loop(0, 10**5, lambda _, x: jnp.tanh(x), x)), 256)
+    assert not choice.is_brief(traced(lambda x: jax.lax.while_loop(lambda x: x[0] < 1, lambda x: x + 1, x)), 1)
+    assert not choice.is_brief(traced(lambda x: jax.pure_callback(np.sin, x, x)), 1)
 
 
 @given(chunk=st.integers(1, 100), share=st.integers(1, 100))

@@ -133,8 +133,9 @@ x = jnp.arange(4.0)
 for num in (1, 7):
     keys = jax.random.split(jax.random.key(0), num)
     expected = jax.vmap(train, (0, None))(keys, x)
-    for chunk in (2, "auto"):
-        run = js.parallel(train, (0, None), chunk=chunk)
+    for chunk, devices in ((2, jax.devices()), ("auto", jax.devices()), ("auto", None)):
+        run = js.parallel(train, (0, None), chunk=chunk, devices=devices)
+        assert len(run(keys, x).devices()) == (1 if devices is None else jax.device_count())  # it is brief
         np.testing.assert_allclose(run(keys, x), expected, rtol=1e-5, atol=1e-7)
         loss = lambda f: lambda x: jnp.sum(f(keys, x) ** 2)
         np.testing.assert_allclose(jax.grad(loss(run))(x), jax.grad(loss(jax.vmap(train, (0, None))))(x), rtol=1e-4, atol=1e-6)
@@ -142,11 +143,11 @@ for num in (1, 7):
     np.testing.assert_allclose(one, expected, rtol=1e-5, atol=1e-7)
 last = jax.devices()[-1]
 assert js.parallel(jnp.sin, devices=[last])(jnp.arange(3.0)).devices() == {last}
-moved = js.parallel(jnp.sin)(jax.device_put(jnp.arange(5.0), last))
+moved = js.parallel(jnp.sin, devices=jax.devices())(jax.device_put(jnp.arange(5.0), last))
 np.testing.assert_allclose(js.parallel(jnp.cos, devices=jax.devices()[:1])(moved), np.cos(np.sin(np.arange(5.0))), rtol=1e-6)
-nested = js.parallel(lambda row: js.parallel(jnp.sin, chunk=2)(row))(jnp.arange(12.0).reshape(4, 3))
+nested = js.parallel(lambda row: js.parallel(jnp.sin, chunk=2)(row), devices=jax.devices())(jnp.arange(12.0).reshape(4, 3))
 np.testing.assert_allclose(nested, np.sin(np.arange(12.0)).reshape(4, 3), rtol=1e-6)
-step = js.parallel(lambda x, k: (x + 1, jax.random.fold_in(k, 1)), donate_argnums=(0, 1))
+step = js.parallel(lambda x, k: (x + 1, jax.random.fold_in(k, 1)), devices=jax.devices(), donate_argnums=(0, 1))
 for num in (24, 7):
     state = jnp.zeros((num, 2)), jax.random.split(jax.random.key(0), num)
     for _ in range(3):
@@ -188,11 +189,12 @@ train = js.make_train(init, lambda p, x, key: jnp.mean((jnp.tanh(x @ p["w"]) @ p
 def show(num, chunk, tree):
     print(num, chunk, hashlib.sha256(b"".join(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(tree))).hexdigest())
 keys = jax.random.split(jax.random.key(0), 13)
+here = jax.devices()
 run = jax.jit(js.parallel(train.start, chunk=3))(keys)
-run = js.parallel(train.advance, (0, None, None), chunk=3, donate_argnums=0)(run, 0, 4)
+run = js.parallel(train.advance, (0, None, None), chunk=3, devices=here, donate_argnums=0)(run, 0, 4)
 show(13, 3, (run.params, run.optimizer, run.history))
 for num, chunk in [(5, 1), (5, 50)]:
-    show(num, chunk, js.parallel(lambda w: jnp.tanh(x @ w).sum(), chunk=chunk)(run.params["w"][:5]))
+    show(num, chunk, js.parallel(lambda w: jnp.tanh(x @ w).sum(), chunk=chunk, devices=here)(run.params["w"][:5]))
 """
 
 
