@@ -3,15 +3,19 @@
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import hypothesis
 import pytest
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # the workers have the cores already; read when SciPy is loaded
-os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", "")  # commands under test leave the user's own cache alone
-
-os.environ["JAX_COMPILATION_CACHE_DIR"] = ""  # nothing of another run
+if "PYTEST_XDIST_WORKER" not in os.environ:  # workers, and the commands under test, inherit it
+    COMPILED = tempfile.TemporaryDirectory(
+        prefix="jaxsym-compiled-"
+    )  # of this run: not the user's, and nothing of another run
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = COMPILED.name
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 
 hypothesis.settings.register_profile("jaxsym", deadline=None, derandomize=True, max_examples=15)
 hypothesis.settings.load_profile("jaxsym")

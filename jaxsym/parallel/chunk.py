@@ -42,7 +42,7 @@ def chunk_from_shapes(fn: Callable[..., Any], *args: Any) -> int:
     --------
     >>> import jax
     >>> from jaxsym.parallel import chunk_from_shapes
-    >>> chunk_from_shapes(lambda key: jax.random.normal(key, (2000,)), jax.random.split(jax.random.key(0), 100))
+    >>> chunk_from_shapes(lambda key: jax.random.normal(key, (1000,)), jax.random.split(jax.random.key(0), 100))
     4
     """
     leaves, structure = jax.tree.flatten(args)

@@ -5,11 +5,12 @@ import contextlib
 import multiprocessing
 import os
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Protocol
 
+from jaxsym.parallel.cache import keep_compiled
 from jaxsym.sweep import cell
 
 
@@ -79,14 +80,15 @@ def processes(workers: int | None = None) -> Iterator[Submit]:
         How many; one for each core when None.
     """
     workers = workers or len(os.sched_getaffinity(0))
+    context = multiprocessing.get_context("spawn")
+    ours, held = context.Pipe(duplex=False)  # a worker waits for it to close, as it does too when this process ends
     pools: list[concurrent.futures.ProcessPoolExecutor] = []
 
     def renew() -> concurrent.futures.ProcessPoolExecutor:
         """A new pool: one whose process was killed takes no more work."""
         for pool in pools:
             pool.shutdown(wait=True, cancel_futures=True)
-        context = multiprocessing.get_context("spawn")
-        pool = concurrent.futures.ProcessPoolExecutor(workers, context, _begin, (os.getpid(),))
+        pool = concurrent.futures.ProcessPoolExecutor(workers, context, _begin, (ours,))
         pools[:] = [pool]
         return pool
 
@@ -98,27 +100,26 @@ def processes(workers: int | None = None) -> Iterator[Submit]:
         try:
             yield submit
         except BaseException:
-            for pool in pools:
-                for process in list((pool._processes or {}).values()):
-                    process.terminate()
+            held.close()
             raise
         finally:
             for pool in pools:
                 pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _begin(parent: int) -> None:
-    """In a new worker: end with the parent, however it ends, and leave interrupts to it."""
+def _begin(parent: Connection) -> None:
+    """In a new worker: end with the parent, however it ends, leave interrupts to it, and use what others have compiled."""
     import signal
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(0.2)
+        with contextlib.suppress(EOFError, OSError):
+            parent.recv()
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
+    keep_compiled()
 
 
 @contextlib.contextmanager

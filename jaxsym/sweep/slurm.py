@@ -18,6 +18,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from jaxsym.parallel.cache import keep_compiled
 from jaxsym.sweep import cell, store
 from jaxsym.sweep.folder import Folder
 
@@ -56,6 +57,7 @@ class _Task:
 
     def __call__(self, directory: str, index: int) -> None:
         _leave_at_once()
+        keep_compiled()
         self.fn(directory, index)
 
     def checkpoint(self, directory: str, index: int) -> "DelayedSubmission":

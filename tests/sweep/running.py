@@ -7,10 +7,23 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from jaxsym.sweep import records
 
 NETS = Path(__file__).with_name("nets.py")
+KILLS = [3, pytest.param(20, marks=pytest.mark.long)]
+
+
+def net_to_be_killed():
+    """A sweep that takes some seconds and saves all the time."""
+    return tables(
+        "net",
+        static={"steps": [3000], "width": [2, 3]},
+        traced={"learning_rate": [0.1, 0.01]},
+        chunk=4,
+        save_every=0.05,
+    )
 
 
 def tables(factory="net", *, static=None, traced=None, **head):
@@ -28,6 +41,19 @@ def toml(of):
     for name, table in of.items():
         lines += [f"[{name}]", *(f"{key} = {json.dumps(value)}" for key, value in table.items()), ""]
     return "\n".join(lines)
+
+
+def written(tmp_path, of):
+    """The path of a file with this sweep."""
+    path = tmp_path / "sweep.toml"
+    path.write_text(toml(of))
+    return path
+
+
+def finished(process):
+    """The exit code and what was printed, once a command has ended."""
+    out, errors = process.communicate(timeout=570)
+    return process.returncode, out, errors
 
 
 def same_bits(one, other):

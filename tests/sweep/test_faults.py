@@ -9,33 +9,14 @@ import time
 import pytest
 
 from jaxsym.sweep import engine, records
-from tests.sweep.running import command, opened, same_bits, tables, toml
-
-KILLS = [3, pytest.param(20, marks=pytest.mark.long)]
-
-
-def written(tmp_path, of, name="sweep.toml"):
-    path = tmp_path / name
-    path.write_text(toml(of))
-    return path
-
-
-def finished(process):
-    out, errors = process.communicate(timeout=570)
-    return process.returncode, out, errors
+from tests.sweep.running import KILLS, command, finished, net_to_be_killed, opened, same_bits, tables, written
 
 
 @pytest.mark.parametrize("kills", KILLS)
 @pytest.mark.parametrize("executor", ["inline", "processes"])
 def test_kill_9_at_random_moments(tmp_path, executor, kills):
     """Each run is killed at a moment drawn from the time that an undisturbed one takes; then one is left to its end."""
-    of = tables(
-        "net",
-        static={"steps": [3000], "width": [2, 3]},
-        traced={"learning_rate": [0.1, 0.01]},
-        chunk=4,
-        save_every=0.05,
-    )
+    of = net_to_be_killed()
     file = written(tmp_path, of)
     began = time.monotonic()
     code, _, errors = finished(command(file, tmp_path / "whole", "--executor", executor))

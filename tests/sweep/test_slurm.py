@@ -1,7 +1,9 @@
 """The Slurm executor: on a real Slurm (marked), and against stand-ins of its commands for what a real one rarely does."""
 
 import os
+import random
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -142,6 +144,51 @@ def test_a_sweep_with_a_killed_task_equals_the_inline_one(cluster, tmp_path):
     assert (outcome.done, outcome.failures) == (2, ())
     engine.run(tables, tmp_path / "inline")
     running.same_bits(running.opened(tmp_path / "slurm"), running.opened(tmp_path / "inline"))
+
+
+def holders(folder):
+    """The processes that say they hold a cell, and live."""
+    said = [path.read_text().split() for path in folder.glob("cells/*/.lock")]
+    return [int(words[1]) for words in said if len(words) > 1 and os.path.exists(f"/proc/{words[1]}")]
+
+
+@pytest.mark.slurm
+@pytest.mark.parametrize("kills", running.KILLS)
+def test_kills_and_preemptions_at_random_moments(cluster, tmp_path, kills):
+    """The command, one of its tasks, or (by a preemption) all of them are stopped; then it is left to its end."""
+    of = running.net_to_be_killed()
+    engine.run(of, tmp_path / "whole")
+    file = running.written(tmp_path, of)
+    options = ("--executor", "slurm", "--slurm-partition", "main", "--slurm-minutes", "30")
+    draw = random.Random(f"slurm {kills}")
+    stopped = {"command": 0, "task": 0, "preemption": 0}
+    while sum(stopped.values()) < kills:
+        process = running.command(file, tmp_path / "out", *options)
+        until(lambda process=process: holders(tmp_path / "out") or process.poll() is not None, "a cell to begin")
+        time.sleep(draw.uniform(0, 6))
+        what = draw.choice([*stopped])
+        if process.poll() is not None:  # all of it is done: once more, from nothing
+            process.communicate()
+            shutil.rmtree(tmp_path / "out")
+            continue
+        if what == "task":
+            for pid in holders(tmp_path / "out")[:1]:
+                os.kill(pid, signal.SIGKILL)
+                stopped[what] += 1
+        elif what == "preemption":
+            subprocess.run(
+                ["sbatch", "--partition=hi", "--cpus-per-task=2", "--output=/dev/null", "--wrap=true"], check=True
+            )
+            time.sleep(draw.uniform(0, 3))
+            stopped[what] += 1
+        else:
+            stopped[what] += 1
+        process.kill()
+        process.communicate()
+    code, _, errors = running.finished(running.command(file, tmp_path / "out", *options))
+    assert code == 0, errors
+    running.same_bits(running.opened(tmp_path / "out"), running.opened(tmp_path / "whole"))
+    assert kills < 20 or all(stopped.values())
 
 
 @pytest.fixture
