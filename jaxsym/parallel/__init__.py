@@ -66,8 +66,8 @@ def parallel(
         which is timed against a few others where the ensemble is large enough to repay that; elsewhere it is a device's
         whole share, halved until it fits into the memory. Under a trace, and with several processes, shapes decide.
     devices
-        The devices to use. When None all of the default backend, but for work of a few milliseconds on CPUs, which one does
-        before it is shared out. With several processes (``jax.distributed``), every
+        The devices to use. When None all of the default backend; but work of a few milliseconds on CPUs is done in place
+        when nothing ties its arguments to a device, and its result is not tied to one either. With several processes (``jax.distributed``), every
         process makes the same call with the same arguments, and gets its part of one global result.
     donate_argnums
         Positional arguments whose memory may be used for the results of the same shape and type. Such an argument must
@@ -127,32 +127,29 @@ def parallel(
     def compiled(at: Layout, batch: int, donated: list[Any], kept: list[Any], rounds: Any) -> Any:
         from_donated, from_kept = iter(donated), iter(kept)
         leaves = [next(from_donated if donated else from_kept) for donated in at.donated]
-        return _spread(alone, at, len(at.devices), batch, leaves, rounds)
+        return _spread(alone, at, at.shards, batch, leaves, rounds)
 
     plans: dict[Any, tuple[Layout, int] | None] = {}
 
     def plan(at: Layout, leaves: list[Any]) -> tuple[Layout, int] | None:
         """What to donate, the devices and the chunk, for these shapes; None if the function holds tracers."""
-        signature = at, tuple((jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves)
+        free = not any(getattr(leaf, "committed", False) for leaf in leaves)
+        signature = at, free, tuple((jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves)
         if signature not in plans:
             jaxpr = jaxpr_of_one(at, leaves)
             if any(isinstance(constant, jax.core.Tracer) for constant in jaxpr.consts):
                 return None
-            at = at._replace(donated=_useful(at, leaves, jaxpr.out_avals))
-            if (
-                devices is None
-                and at.devices[0].platform == "cpu"
-                and jax.process_count() == 1
-                and is_brief(jaxpr, at.size)
-            ):
-                at = at._replace(devices=at.devices[:1])
-            plans[signature] = at, chosen(at, leaves, jaxpr)
+            settled = at._replace(donated=_useful(at, leaves, jaxpr.out_avals))
+            on_cpu = at.devices[0].platform == "cpu" and jax.process_count() == 1
+            if devices is None and free and on_cpu and is_brief(jaxpr, at.size):
+                settled = settled._replace(devices=())
+            plans[signature] = settled, chosen(settled, leaves, jaxpr)
         return plans[signature]
 
     def chosen(at: Layout, leaves: list[Any], jaxpr: Any) -> int:
         if chunk != "auto":
             return min(at.size, int(chunk))
-        device, share = at.devices[0], math.ceil(at.size / len(at.devices))
+        device, share = (at.devices or jax.devices())[0], math.ceil(at.size / at.shards)
         guess = guessed_chunk(jaxpr, share, device.platform)
         if jax.process_count() > 1:  # all processes must come to the same
             return guess if device.platform == "cpu" else share

@@ -14,7 +14,8 @@ NETWORKS = "networks"  # the one axis of the mesh
 class Layout(NamedTuple):
     """The static facts of one call: the structure of ``(args, kwargs)``, and for each leaf its mapped axis or None.
 
-    Axes are counted from the front. ``donated`` says for each leaf whether its memory may be used for a result.
+    Axes are counted from the front. Without ``devices`` it is computed wherever the arguments are. ``donated`` says for each
+    leaf whether its memory may be used for a result.
     """
 
     structure: Any
@@ -22,6 +23,11 @@ class Layout(NamedTuple):
     size: int
     devices: tuple[jax.Device, ...]
     donated: tuple[bool, ...]
+
+    @property
+    def shards(self) -> int:
+        """Into how many parts the networks are split."""
+        return len(self.devices) or 1
 
     @property
     def mesh(self) -> Mesh:
@@ -52,6 +58,8 @@ class Layout(NamedTuple):
 
     def place(self, leaves: Sequence[Any]) -> list[Any]:
         """Bring arrays to the devices: each its share of the networks, where that comes out even; all of it else."""
+        if not self.devices:
+            return list(leaves)
         where = {axis: self._sharding(axis) for axis in set(self.axes)}
         targets = [
             None if not hasattr(leaf, "ndim") or getattr(leaf, "sharding", None) == where[axis] else where[axis]

@@ -172,9 +172,15 @@ def points(dataset: xr.Dataset, config: Mapping[str, Any], cells: Sequence[CellF
         if not (series or name == search.get("metric")) or 0 in variable.shape:
             left_out.append(str(name))
             continue
-        values = variable.isel(dict.fromkeys(own, -1)).transpose(*dims, "seed").values.reshape(total, -1)
-        last[str(name)] = np.where(whole, values.astype(float), np.nan)
+        values = variable.transpose(*dims, "seed", *own).values.astype(float).reshape(*whole.shape, -1)
+        last[str(name)] = np.where(whole, _ends(values), np.nan)
     return Points(shape, axes, static, cell, trials, done, whole, last, left_out)
+
+
+def _ends(values: Float[np.ndarray, "points seeds entries"]) -> Float[np.ndarray, "points seeds"]:
+    """The last entry that is a number: a series that is shorter than those of other cells has NaN at the places of theirs."""
+    back = np.argmax(~np.isnan(values[..., ::-1]), axis=-1)
+    return np.take_along_axis(values, values.shape[-1] - 1 - back[..., None], axis=-1)[..., 0]
 
 
 def own_dims(dataset: xr.Dataset, name: str, axes: Iterable[str]) -> list[str]:

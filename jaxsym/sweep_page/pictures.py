@@ -15,6 +15,7 @@ from jaxsym.sweep_page.text import counted, cut, shown
 
 STRIPS = 24
 PANELS = 12
+STEPS = 300  # of a curve
 LINES = 300
 """Trials in parallel coordinates."""
 
@@ -64,9 +65,15 @@ def curves(dataset: xr.Dataset, found: Points, ranked: Ranked) -> Picture | None
     if metric is None:
         return None
     name, along = metric.name, own[metric.name]
-    keep = np.unique(np.linspace(0, dataset.sizes[along] - 1, min(300, dataset.sizes[along])).round().astype(int))
-    steps = dataset[along].values[keep] if along in dataset.coords else keep
-    values = dataset[name].transpose(*found.shape, "seed", along).isel({along: keep})
+    steps = dataset[along].values if along in dataset.coords else np.arange(dataset.sizes[along])
+    values = dataset[name].transpose(*found.shape, "seed", along)
+
+    def history(point: int) -> tuple[np.ndarray, np.ndarray]:
+        """The steps of a point's cell, at most some, and its finite networks there; other cells may have other steps."""
+        networks = values.isel(_place(found, point)).values[found.finite[point]]
+        own = np.flatnonzero(~np.isnan(networks).any(axis=0))
+        own = own[np.unique(np.linspace(0, len(own) - 1, min(STEPS, len(own))).round().astype(int))]
+        return steps[own], networks[:, own]
 
     able = [point for point in ranked.order if found.finite[point].any()]
     cells = list(dict.fromkeys(int(found.cell[point]) for point in able))  # each in the place of its best point
@@ -85,17 +92,17 @@ def curves(dataset: xr.Dataset, found: Points, ranked: Ranked) -> Picture | None
     middles = []
     for ax, cell in zip(axes, panels, strict=True):
         members = [point for point in drawn if cell is None or found.cell[point] == cell]
-        networks = {point: values.isel(_place(found, point)).values[found.finite[point]] for point in members}
-        labels = {point: _label(found, point, inner) for point in members}
-        colours = [plots.COLOURS[lines.index(of(point))] for point in members]
-        plots.bands(ax, steps, {labels[p]: array for p, array in networks.items()}, share=0.5, colours=colours)
-        handles |= dict(zip(labels.values(), ax.lines, strict=True))
-        middles += [np.median(array, axis=0) for array in networks.values()]
+        labels = [_label(found, point, inner) for point in members]
+        for point, label in zip(members, labels, strict=True):
+            at, networks = history(point)
+            plots.bands(ax, at, {label: networks}, share=0.5, colours=[plots.COLOURS[lines.index(of(point))]])
+            middles.append(np.median(networks, axis=0))
+        handles |= dict(zip(labels, ax.lines, strict=True))
         if cell is not None:
             static = [axis for axis in found.varying if axis in found.static]
             ax.set_title(plots.text(cut(found.label(members[0], static), 44)), fontsize=9)
         ax.set(xlabel="step" if along.endswith("step") else "entry", ylabel=plots.text(name))
-    if _wide(metric, np.stack(middles)):
+    if _wide(metric, np.concatenate(middles)):
         for ax in axes:
             plots.logarithmic(ax, "y")
     limits = [ax.get_ylim() for ax in axes]

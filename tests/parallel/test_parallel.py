@@ -163,6 +163,25 @@ def test_devices(python, devices):
     assert python(DEVICES, devices=devices).strip() == str(devices)
 
 
+IN_PLACE = """
+import jax, jax.numpy as jnp, numpy as np, jaxsym as js
+keys = jax.random.split(jax.random.key(0), 6)
+spread = js.parallel(lambda key: jax.random.normal(key, (3,)), devices=jax.devices())(keys)
+brief = js.parallel(lambda key: jax.random.normal(key, (3,)))
+for given in (keys, jax.random.key_data(keys), np.asarray(jax.random.key_data(keys))):
+    assert len(brief(given).devices()) == 1
+    np.testing.assert_array_equal(brief(given) + spread, 2 * spread)  # the one is tied to no device
+norms = js.parallel(jnp.linalg.norm)(spread)
+assert norms.devices() == spread.devices()
+assert (brief(keys).sum(1) * norms).shape == (6,)
+print("ok")
+"""
+
+
+def test_brief_work_combines_with_what_is_spread(python):
+    assert python(IN_PLACE, devices=2).strip() == "ok"
+
+
 TOGETHER = """
 import threading, jax, jax.numpy as jnp, numpy as np, jaxsym as js
 barrier = threading.Barrier(2)

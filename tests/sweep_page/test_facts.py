@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from jaxsym.sweep_page import facts
+from jaxsym.sweep_page import facts, pictures
 from tests.sweep_page import fakes
 
 
@@ -22,6 +22,22 @@ def test_figures_agree_with_xarray(name):
     last = data["loss"].isel(step=-1).where(data["finite"]).values.reshape(-1, fakes.SEEDS)
     np.testing.assert_allclose(found.quantiles("loss"), np.nanquantile(last, (0, 0.25, 0.5, 0.75, 1), axis=1).T)
     assert found.lost().sum() == (~data["finite"]).sum() > 0
+
+
+def test_cells_with_other_steps_end_where_they_end():
+    """An outer join leaves NaN where a cell has no record: the narrow networks have fewer steps here, and earlier ones."""
+    data, cells = fakes.cross()
+    short = data["step"].isin([0, 20, 50])
+    data = data.assign({name: data[name].where(short | (data["width"] == 8)) for name in ("loss", "test_accuracy")})
+    found, ranked = taken_apart(data, cells)
+    assert len(ranked.order) == 12
+    whole = data["finite"].sel(width=4).values
+    wanted = np.where(whole, data["loss"].sel(width=4, step=50), np.nan)
+    np.testing.assert_array_equal(found.last["loss"][:6], wanted.reshape(6, fakes.SEEDS))
+    drawn = pictures.curves(data, found, ranked)
+    steps = {tuple(line.get_xdata()) for ax in drawn.figure.axes for line in ax.lines}
+    assert steps == {(0, 20, 50), tuple(fakes.STEPS)}
+    assert all(np.isfinite(line.get_ydata()).all() for ax in drawn.figure.axes for line in ax.lines)
 
 
 def test_points_of_a_cross_are_those_of_the_dataset():
