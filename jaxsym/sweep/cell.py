@@ -22,6 +22,9 @@ from jaxsym.sweep.networks import Networks
 
 DATA, PARAMS, RECORD, FAILED, POINTS = "data.nc", "params.safetensors", "cell.json", "failed.json", "points.json"
 
+RELIABLE = 1.0
+"""Seconds of computing after which a rate tells how long the rest will take."""
+
 
 class Progress(NamedTuple):
     """How far a cell is. ``steps`` counts updates of single networks, 0 where the target is no training run; ``seconds`` of computing.
@@ -44,9 +47,9 @@ class Progress(NamedTuple):
 
     @property
     def left(self) -> float | None:
-        """Seconds left, at this rate."""
+        """Seconds left, at this rate; None while it says too little."""
         todo = self.steps - self.steps_done if self.steps else self.networks - self.networks_done
-        return todo / self.rate if self.rate > 0 else None
+        return todo / self.rate if self.rate > 0 and self.seconds >= RELIABLE else None
 
 
 Show = Callable[[Progress], None]
@@ -121,13 +124,14 @@ def run(directory: str, index: int, show: Show = silent) -> dict[str, Any]:
 def _run(sweep: Sweep, folders: list[str], cell: Cell, place: Path, show: Show) -> dict[str, Any]:
     start = time.perf_counter()
     made = _study(sweep, cell, place, show) if sweep.study else _target(sweep, folders, cell, place, show)
-    dataset, params, chunk = made
+    dataset, params, chunk, code, earlier = made
     facts = {
         "target": sweep.name,
         "static": json.dumps(cell.static),
         "config": json.dumps(sweep.as_dict()),
         "config_hash": sweep.digest(),
         "chunk": chunk,
+        "code": code,
         "nonfinite": int((~dataset["finite"]).sum()),
         "written": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
@@ -143,19 +147,29 @@ def _run(sweep: Sweep, folders: list[str], cell: Cell, place: Path, show: Show) 
         "networks": int(dataset["finite"].size),
         "nonfinite": facts["nonfinite"],
         "chunk": chunk,
-        "seconds": round(time.perf_counter() - start, 3),
+        "code": code,
+        "seconds": round(earlier + time.perf_counter() - start, 3),
     }
     store.write_json(place / RECORD, found)  # from now on the cell is finished
     store.remove(place / "segments")
     return found
 
 
-def _target(
-    sweep: Sweep, folders: list[str], cell: Cell, place: Path, show: Show
-) -> tuple[xr.Dataset, dict[str, np.ndarray], int]:
-    """Train the networks of a cell; their dataset, parameters by path ``[N, ...]``, and the chunk."""
+class Made(NamedTuple):
+    """What a cell has computed: parameters ``[N, ...]`` by path, ``code`` the version of the target's file, ``earlier`` seconds of runs before."""
+
+    dataset: xr.Dataset
+    params: dict[str, np.ndarray]
+    chunk: int
+    code: str
+    earlier: float
+
+
+def _target(sweep: Sweep, folders: list[str], cell: Cell, place: Path, show: Show) -> Made:
+    """Train the networks of a cell."""
     points, offset = points_of(sweep, cell, place)
-    train = targets.make(targets.load(sweep, folders), sweep.target or "", cell.static)
+    factory = targets.load(sweep, folders)
+    train = targets.make(factory, sweep.target or "", cell.static)
     seeds = np.asarray(sweep.seeds, np.uint32)
     networks = Networks(
         train=train,
@@ -163,9 +177,10 @@ def _target(
         traced={name: np.repeat(values, len(seeds)) for name, values in points.values.items()},
         sweep=sweep,
         place=place / "segments",
+        code=targets.version(factory),
         log=lambda text: _log(place, text),
     )
-    arrays, params, step = networks.run(lambda *done: show(Progress(*done)))
+    results = networks.run(lambda *done: show(Progress(*done)))
     dims = (*points.dims, "seed")
     shape = (*points.dims.values(), len(seeds))
     coords: dict[str, Any] = {"seed": seeds.astype(np.int64)}
@@ -174,19 +189,19 @@ def _target(
     for name, values in points.values.items():
         dim = "point" if "point" in points.dims else "trial" if "trial" in points.dims else name
         coords[name] = (dim, np.asarray(sweep.traced[name]) if dim == name else values)
-    if step is not None:
-        coords["step"] = step
+    if results.step is not None:
+        coords["step"] = results.step
     variables = {}
-    for name, array in arrays.items():
-        own = ["step", *(f"{name}_{i}" for i in range(array.ndim - 2))] if step is not None else []
-        own = own or [f"{name}_{i}" for i in range(array.ndim - 1)]
+    for name, array in (results.variables | results.curves).items():
+        front = ["step"] if name in results.curves else []
+        own = [*front, *(f"{name}_{i}" for i in range(array.ndim - 1 - len(front)))]
         variables[name] = ((*dims, *own), array.reshape(*shape, *array.shape[1:]))
         coords |= {dim: np.arange(size) for dim, size in zip(own, array.shape[1:], strict=True) if dim != "step"}
-    finite = _finite(arrays.values(), len(networks.seeds)).reshape(shape)
+    finite = _finite([*results.variables.values(), *results.curves.values()], len(networks.seeds)).reshape(shape)
     dataset = xr.Dataset(variables | {"finite": (dims, finite)}, coords=coords)
     if sweep.search is not None:
         dataset["objective"] = ("trial", _objective(dataset[sweep.search.metric]))
-    return dataset, params, networks.chunk
+    return Made(dataset, results.params, networks.chunk, networks.code, networks.earlier)
 
 
 def _finite(arrays: Iterable[np.ndarray], num: int) -> np.ndarray:
@@ -217,7 +232,7 @@ def points_of(sweep: Sweep, cell: Cell, place: Path) -> tuple[Points, int]:
     return Points({"trial": len(next(iter(values.values())))}, values), cell.number * sweep.search.batch
 
 
-def _study(sweep: Sweep, cell: Cell, place: Path, show: Show) -> tuple[xr.Dataset, dict[str, np.ndarray], int]:
+def _study(sweep: Sweep, cell: Cell, place: Path, show: Show) -> Made:
     """Run a study for each seed; a segment is one of these runs."""
     study = targets.load_study(sweep)
     runs = []
@@ -245,7 +260,7 @@ def _study(sweep: Sweep, cell: Cell, place: Path, show: Show) -> tuple[xr.Datase
                 find({str(known): known for known in dataset.data_vars}, name, "variable")
         dataset = dataset[list(sweep.variables)]
     finite = _finite((array.transpose("seed", ...).values for array in dataset.data_vars.values()), len(sweep.seeds))
-    return dataset.assign(finite=("seed", finite)), {}, 1
+    return Made(dataset.assign(finite=("seed", finite)), {}, 1, "", 0.0)
 
 
 def _of_studies(num: int, number: int, part: float, steps: int, seconds: float) -> Progress:

@@ -105,12 +105,12 @@ def run(
         sweep = grid.load(path)
     elif not isinstance(sweep, grid.Sweep):
         sweep = grid.parse(sweep)
-    _check(sweep, folders)
+    code = _check(sweep, folders)
     folder = Folder(Path(out).expanduser().absolute())
     store.expect_folder(folder.path)
     with store.locked(folder.path / ".lock", held=lambda who: _refuse_second(folder.path, who)):
         folder.claim(sweep, folders)
-        work = _Work(sweep, folder, show)
+        work = _Work(sweep, folder, show, code)
         with _submitter(executor, folder, work, workers, slurm or {}) as submit:
             if sweep.search is None:
                 work.run(submit, [one.number for one in sweep.cells()])
@@ -122,8 +122,8 @@ def run(
 class _Work:
     """The cells of a sweep while they run."""
 
-    def __init__(self, sweep: grid.Sweep, folder: Folder, show: Show) -> None:
-        self.sweep, self.folder, self.show = sweep, folder, show
+    def __init__(self, sweep: grid.Sweep, folder: Folder, show: Show, code: str) -> None:
+        self.sweep, self.folder, self.show, self.code = sweep, folder, show, code
         self.labels = {one.number: self._label(one) for one in sweep.cells()}
         self.records: dict[int, dict[str, Any]] = {}
         self.failures: dict[int, Failure] = {}
@@ -208,11 +208,15 @@ class _Work:
 
     def _tell(self, index: int, state: str, note: str = "") -> None:
         found = self.records.get(index)
+        notes = [note] if note else []
         if found and found["nonfinite"]:
-            note = f"{found['nonfinite']} of {found['networks']} networks are not finite"
+            notes.append(f"{found['nonfinite']} of {found['networks']} networks are not finite")
+        if found and found.get("code", self.code) != self.code:
+            name, place = (self.sweep.target or "").rpartition(":")[0], self.folder.cell(index)
+            notes.append(f"made with another version of {name}, so delete {place} to make it with this one")
         networks = found["networks"] if found else 0
         progress = cell.Progress(networks, networks, 0, 0, found["seconds"]) if found else None
-        self.show(Shown(index, self.labels[index], state, progress, note))
+        self.show(Shown(index, self.labels[index], state, progress, "; ".join(notes)))
 
     def progress(self, index: int, progress: cell.Progress) -> None:
         """Tell how far a cell is."""
@@ -267,11 +271,11 @@ def _submitter(
             yield submit
 
 
-def _check(sweep: grid.Sweep, folders: list[str]) -> None:
-    """Find the target and trace one network of its first cell, before anything is written."""
+def _check(sweep: grid.Sweep, folders: list[str]) -> str:
+    """Find the target and trace one network of its first cell, before anything is written; the version of the target's file."""
     if sweep.study is not None:
         targets.load_study(sweep)
-        return
+        return ""
     factory = targets.load(sweep, folders)
     points = sweep.points()
     if sweep.search is not None:
@@ -279,6 +283,7 @@ def _check(sweep: grid.Sweep, folders: list[str]) -> None:
             {"trial": sweep.search.batch}, search.points(sweep.search, search.Searcher(sweep.search).ask())
         )
     targets.check(targets.make(factory, sweep.target or "", sweep.cells()[0].static), sweep, points)
+    return targets.version(factory)
 
 
 def _refuse_second(path: Path, who: str) -> None:

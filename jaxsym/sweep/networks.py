@@ -5,7 +5,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,8 +20,22 @@ from jaxsym.sweep.targets import named, network_key
 from jaxsym.training import Run, Train
 
 Arrays = dict[str, np.ndarray]
+SECONDS = "seconds.json"
 CALL_SECONDS = 0.5
 """About how long one call of a compiled program trains; between calls progress is shown and an interrupt is heard."""
+
+
+class Results(NamedTuple):
+    """Arrays of all networks ``[N, ...]`` by name.
+
+    ``curves`` have the records of a training run as their second axis, and ``step`` ``[R]`` says at which step each was taken. ``params``,
+    by path, are empty where the target is no training run or they are not wanted.
+    """
+
+    variables: Arrays
+    curves: Arrays
+    params: Arrays
+    step: np.ndarray | None
 
 
 @dataclasses.dataclass
@@ -41,6 +55,8 @@ class Networks:
         The sweep; of it are used the chunk, the variables, the time between saves and the hash.
     place
         The folder for segments.
+    code
+        The version of the code; segments of another one are not used.
     log
         Told what is worth a line.
     """
@@ -50,6 +66,7 @@ class Networks:
     traced: Arrays
     sweep: Sweep
     place: Path
+    code: str
     log: Callable[[str], None]
 
     def __post_init__(self) -> None:
@@ -59,23 +76,18 @@ class Networks:
         self.chunk = self.sweep.chunk or chunk_from_shapes(self._begin, self.seeds, self.traced)
         self.chunk = min(self.chunk, len(self.seeds))
         self.num_chunks = math.ceil(len(self.seeds) / self.chunk)
-        self.mark = {"config_hash": self.sweep.digest(), "chunk": str(self.chunk)}
+        self.mark = {"config_hash": self.sweep.digest(), "chunk": str(self.chunk), "code": self.code}
         self.finished: dict[int, Arrays] = {}
         self.unsaved: list[int] = []
         self.under_way: tuple[list[int], Run, int] | None = None
         self.saved_at = time.monotonic()
         self.before = 0
         self.busy = 0.0  # seconds of computing; compiling and writing apart
+        self.began = time.monotonic()
+        self.earlier = float(store.read_json(self.place / SECONDS) or 0.0)  # of runs that were ended
 
-    def run(self, show: Callable[..., None]) -> tuple[Arrays, Arrays, np.ndarray | None]:
-        """All networks; what is saved is not computed again.
-
-        Returns
-        -------
-        variables : dict of arrays ``[N, ...]``
-        params : dict of arrays ``[N, ...]`` by path, empty where the target is no training run or they are not wanted
-        step : array ``[R]``, or None
-        """
+    def run(self, show: Callable[..., None]) -> "Results":
+        """All networks; what is saved is not computed again."""
         self._read_segments()
         steps = self.train.steps if isinstance(self.train, Train) else 0
         done_before = len(self.finished)
@@ -165,19 +177,24 @@ class Networks:
     def _begin(self, seed: Array, traced: dict[str, Array]) -> PyTree:
         if isinstance(self.train, Train):
             return self.train.start(network_key(seed), **traced)
-        return named(self.train(network_key(seed), **traced), self.sweep.variables, self.sweep.name).variables
+        return self._by_kind(self.train(network_key(seed), **traced))
 
     def _begin_all(self, seeds: Array, traced: dict[str, Array]) -> PyTree:
         return jax.vmap(self._begin)(seeds, traced)
 
     def _end(self, run: Run) -> dict[str, Array]:
         assert isinstance(self.train, Train)
-        variables, step = named(self.train.finish(run), self.sweep.variables, self.sweep.name)
-        results = {f"variable {name}": leaf for name, leaf in variables.items()}
-        results |= {} if step is None else {"step": step}
+        results = self._by_kind(self.train.finish(run))
         if self.sweep.params:
             results |= {f"parameter {path}": leaf for path, leaf in tree.leaves(run.params).items()}
         return results
+
+    def _by_kind(self, made: Any) -> dict[str, Array]:
+        """Results in one dict, their kind before their name, as segments hold them."""
+        variables, curves, step = named(made, self.sweep.variables, self.sweep.name)
+        results = {f"variable {name}": leaf for name, leaf in variables.items()}
+        results |= {f"curve {name}": leaf for name, leaf in curves.items()}
+        return results if step is None else results | {"step": step}
 
     def _program(self, name: str, run: Run | None = None) -> Callable[..., Any]:
         """One of the compiled programs; each is compiled once."""
@@ -192,13 +209,10 @@ class Networks:
             elif name == "finish":
                 fn, args = self._end, (run,)
             else:
-                fn, args = {"whole": self._whole, "start": self._begin}[name], self._rows([0])
+                fn, args = self._begin, self._rows([0])
             mapped = jax.jit(parallel(fn, in_axes, chunk=self.chunk), donate_argnums=donated)
             self.programs[name] = mapped.lower(*args).compile()
         return self.programs[name]
-
-    def _whole(self, seed: Array, traced: dict[str, Array]) -> dict[str, Array]:
-        return {f"variable {name}": leaf for name, leaf in self._begin(seed, traced).items()}
 
     def _save_if_due(self) -> None:
         if time.monotonic() - self.saved_at >= self.sweep.save_every:
@@ -216,6 +230,7 @@ class Networks:
         if self.under_way is not None:
             checkpoint.write(self.place, self.mark, *self.under_way)
         self.saved_at = time.monotonic()
+        store.write_json(self.place / SECONDS, self.earlier + self.saved_at - self.began)
 
     def _read_segments(self) -> None:
         for path in sorted(self.place.glob("segment_*.safetensors")):
@@ -226,19 +241,23 @@ class Networks:
             arrays, marks = store.read_arrays(path)
             numbers = [int(number) for number in marks.pop("chunks", "").split()]
             if marks != self.mark:
-                self.log(f"{path.name} belongs to another sweep or chunk; its networks are computed again")
+                self.log(
+                    f"{path.name} belongs to another sweep, chunk or version of the code; its networks are computed again"
+                )
                 store.unseal(path)
                 continue
             for position, number in enumerate(numbers):
                 self.finished[number] = {name: array[position] for name, array in arrays.items()}
 
-    def _assembled(self) -> tuple[Arrays, Arrays, np.ndarray | None]:
+    def _assembled(self) -> Results:
         chunks = [self.finished[number] for number in range(self.num_chunks)]
         joined = {name: np.concatenate([one[name] for one in chunks])[: len(self.seeds)] for name in chunks[0]}
         step = joined.pop("step", None)
-        variables = {name.removeprefix("variable "): _plain(a) for name, a in joined.items() if name.startswith("var")}
-        params = {name.removeprefix("parameter "): a for name, a in joined.items() if name.startswith("par")}
-        return variables, params, None if step is None else step[0]
+        kinds: dict[str, Arrays] = {"variable": {}, "curve": {}, "parameter": {}}
+        for name, array in joined.items():
+            kind, _, own = name.partition(" ")
+            kinds[kind][own] = array if kind == "parameter" else _plain(array)
+        return Results(kinds["variable"], kinds["curve"], kinds["parameter"], None if step is None else step[0])
 
 
 def _plain(array: np.ndarray) -> np.ndarray:

@@ -41,6 +41,7 @@ def open_sweep(directory: str | Path) -> xr.Dataset:
         msg = f"{folder.path}: no cell is finished yet; `jaxsym sweep` goes on with it."
         raise ValueError(msg)
     first = next(iter(present.values()))
+    nonfinite = sum(int(dataset.attrs["nonfinite"]) for dataset in present.values())
     if sweep.search is not None:
         dims: dict[str, Any] = {}
         combined = xr.concat(list(present.values()), "trial", data_vars="minimal", combine_attrs="override")
@@ -53,7 +54,13 @@ def open_sweep(directory: str | Path) -> xr.Dataset:
         combined = _nested(every, dims)
     keep = ("target", "config", "versions", "device", "git_revision")
     attributes = {name: first.attrs[name] for name in keep}
-    return combined.assign_attrs(attributes | {"hash": sweep.digest(), "cells": len(cells), "cells_done": len(present)})
+    combined.attrs = attributes | {
+        "hash": sweep.digest(),
+        "cells": len(cells),
+        "cells_done": len(present),
+        "nonfinite": nonfinite,
+    }
+    return combined
 
 
 def _read(place: Path, sweep: Sweep) -> xr.Dataset | None:

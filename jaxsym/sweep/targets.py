@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import hashlib
 import importlib
 import inspect
 import re
@@ -24,10 +25,16 @@ WANTED = "a function factory(**static) that returns train(key, **traced), or wha
 
 
 class Named(NamedTuple):
-    """A network's results by name; those of a training run have ``step`` as their first own axis."""
+    """A network's results by name. ``curves`` are those of a training run, with ``step`` as their first own axis."""
 
     variables: dict[str, Array]
+    curves: dict[str, Array]
     step: Array | None
+
+    @property
+    def all(self) -> dict[str, Array]:
+        """Both kinds."""
+        return self.variables | self.curves
 
 
 def load(sweep: Sweep, folders: list[str]) -> Callable[..., Any]:
@@ -54,6 +61,15 @@ def load(sweep: Sweep, folders: list[str]) -> Callable[..., Any]:
         raise ValueError(msg) from error
     _check_names("static", sweep.static, factory, sweep.target)
     return factory
+
+
+def version(factory: Callable[..., Any]) -> str:
+    """A short hash of the file that a factory is written in, by which a change of it is noticed; empty where there is no such file."""
+    try:
+        source = inspect.getsourcefile(inspect.unwrap(factory))
+        return hashlib.sha256(Path(source or "").read_bytes()).hexdigest()[:16]
+    except (TypeError, OSError):
+        return ""
 
 
 def load_study(sweep: Sweep) -> Any:
@@ -128,7 +144,7 @@ def check(train: Callable[..., Any], sweep: Sweep, points: Points) -> None:
         f"{sweep.target}: its function fails when it is traced",
         lambda: jax.eval_shape(train, jax.random.key(0), **traced),
     )
-    variables, _ = named(made, sweep.variables, sweep.target or "")
+    variables = named(made, sweep.variables, sweep.target or "").all
     taken = {*RESERVED, *sweep.static, *points.dims}
     for name, leaf in variables.items():
         if name in taken:
@@ -150,16 +166,45 @@ def named(made: Any, wanted: tuple[str, ...] | None, target: str) -> Named:
     ValueError
         If they are not arrays by name, or a wanted one is missing.
     """
-    step = None
-    if isinstance(made, Trained):
-        step = made.history["step"]
-        made = {name: value for name, value in made.history.items() if name != "step"}
+    made = {"run": made} if isinstance(made, Trained) else made
     if not isinstance(made, Mapping) or not made:
         got = "an empty dict" if isinstance(made, Mapping) else described(made)
         msg = f"{target}: its function returned {got}, expected a dict of arrays by name, such as {{'loss': loss}}."
         raise ValueError(msg)
-    made = jax.tree.map(lambda leaf: "None" if leaf is None else leaf, dict(made), is_leaf=lambda leaf: leaf is None)
-    variables = {name.replace("/", "."): leaf for name, leaf in tree.leaves(made).items()}
+    runs = {name: value for name, value in made.items() if isinstance(value, Trained)}
+    if len(runs) > 1:
+        msg = f"{target}: its function returned {len(runs)} training runs ({', '.join(map(str, runs))}), expected at most one."
+        raise ValueError(msg)
+    variables = _arrays({name: value for name, value in made.items() if name not in runs}, target)
+    curves: dict[str, Array] = {}
+    step: Any = None
+    for run in runs.values():
+        step = run.history["step"]
+        curves = _arrays({name: value for name, value in run.history.items() if name != "step"}, target)
+    for name, leaf in curves.items():
+        if name in variables:
+            msg = f"{target}: the result {name!r} is there twice, once in the history of the run; rename it."
+            raise ValueError(msg)
+        if leaf.shape[:1] != step.shape:
+            msg = (
+                f"{target}: the history has {name!r} with shape {leaf.shape}, expected {step.size} records in front;"
+                " put what is no history beside the run, as in {'run': trained, 'final': value}."
+            )
+            raise ValueError(msg)
+    if wanted is not None:
+        for name in wanted:
+            with keyed("record.variables"):
+                find(variables | curves, name, "result")
+        variables, curves = ({n: a for n, a in some.items() if n in wanted} for some in (variables, curves))
+    return Named(variables, curves, step)
+
+
+def _arrays(tree_of: Mapping[str, Any], target: str) -> dict[str, Array]:
+    """Arrays by their joined names."""
+    tree_of = jax.tree.map(
+        lambda leaf: "None" if leaf is None else leaf, dict(tree_of), is_leaf=lambda leaf: leaf is None
+    )
+    variables = {name.replace("/", "."): leaf for name, leaf in tree.leaves(tree_of).items()}
     for name, leaf in variables.items():
         if not re.fullmatch(r"[A-Za-z]\w*(\.\w+)*", name):
             msg = f"{target}: a result is called {name!r}, expected letters, digits and underscores."
@@ -172,14 +217,7 @@ def named(made: Any, wanted: tuple[str, ...] | None, target: str) -> Named:
                 f"{target}: the result {name!r} is a key, expected an array of numbers; return its jax.random.key_data."
             )
             raise ValueError(msg)
-    if wanted is not None:
-        for name in wanted:
-            with keyed("record.variables"):
-                find(variables, name, "result")
-        variables = {name: variables[name] for name in wanted}
-    return Named(
-        {name: jnp.asarray(leaf) if not hasattr(leaf, "shape") else leaf for name, leaf in variables.items()}, step
-    )
+    return {name: jnp.asarray(leaf) if not hasattr(leaf, "shape") else leaf for name, leaf in variables.items()}
 
 
 def network_key(seed: UInt32[Array, ""]) -> Array:

@@ -43,6 +43,20 @@ def accurate(width=3):
     return net(width).then(lambda trained: {"last": trained.history["loss"][-1], "b": trained.params["b"]})
 
 
+def beside(width=3, wrong=False):
+    """The curves of a run with a result of its own beside them, or wrongly among them."""
+
+    def keep(trained):
+        last = trained.history["loss"][-1]
+        return (
+            trained._replace(history={**trained.history, "last": last[None]})
+            if wrong
+            else {"run": trained, "last": last}
+        )
+
+    return net(width).then(keep)
+
+
 def plain(power=1):
     """No training run: a function of the key and two traced numbers."""
 

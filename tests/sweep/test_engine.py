@@ -69,6 +69,15 @@ def test_the_segments_are_gone_and_attributes_tell_what_it_was(tmp_path):
     assert {"versions", "device", "git_revision", "chunk", "nonfinite"} <= set(attributes)
 
 
+def test_a_result_beside_the_curves(tmp_path):
+    data = swept(tmp_path, "beside")
+    assert data["loss"].dims == ("seed", "step")
+    assert data["last"].dims == ("seed",)
+    np.testing.assert_array_equal(data["last"], data["loss"].isel(step=-1))
+    with pytest.raises(ValueError, match=r"the history has 'last' with shape \(1,\), expected 4 records in front"):
+        engine.run(tables("beside", static={"wrong": [True]}), tmp_path / "wrong")
+
+
 def test_zipped_axes_share_a_dimension(tmp_path):
     data = swept(tmp_path, "plain", traced={"rate": [0.5, 2.0], "offset": [3.0, 4.0]}, combine="zip")
     assert data["value"].dims == ("point", "seed")
@@ -95,6 +104,7 @@ def test_nonfinite_networks_are_kept_flagged_and_counted(tmp_path):
     shown = []
     outcome = engine.run(tables("blows_up", traced={"rate": [0.5, 2.0]}), tmp_path / "out", show=shown.append)
     assert (outcome.networks, outcome.nonfinite) == (6, 3)
+    assert opened(tmp_path / "out").attrs["nonfinite"] == 3
     assert "3 of 6 networks are not finite" in shown[-1].note
     data = opened(tmp_path / "out")
     np.testing.assert_array_equal(data["finite"], [[True] * 3, [False] * 3])
@@ -134,6 +144,25 @@ def test_what_is_complete_is_found_and_a_changed_file_refused(tmp_path):
     assert before == {path: path.stat().st_mtime_ns for path in before}
     with pytest.raises(ValueError, match=r"holds another sweep(.|\n)*static.power: \[1, 2\] -> \[1\]"):
         engine.run(of | {"static": {"power": [1]}}, tmp_path / "out")
+
+
+def test_another_version_of_the_code_is_noticed(tmp_path):
+    """A finished cell stands and is pointed out; segments of an unfinished one are not gone on with."""
+    file = tmp_path / "mine.py"
+    file.write_text(nets.__loader__.get_source(nets.__name__))
+    of = {"sweep": {"target": f"{file}:net", "seeds": 5, "chunk": 2}, "static": {"steps": [400, 30]}}
+    interrupted(tmp_path, of, networks=2)
+    file.write_text(file.read_text().replace("adam)(learning_rate=0.1)", "adam)(learning_rate=0.2)"))
+    engine.run(of, tmp_path / "fresh")
+    engine.run(of, tmp_path / "out")
+    same_bits(opened(tmp_path / "out"), opened(tmp_path / "fresh"))
+    log = (tmp_path / "out" / "cells" / "0000" / "log.txt").read_text()
+    assert "belongs to another sweep, chunk or version of the code" in log
+    file.write_text(file.read_text() + "# a remark\n")
+    notes = []
+    engine.run(of, tmp_path / "out", show=lambda shown: notes.append((shown.state, shown.note)))
+    place = tmp_path / "out" / "cells" / "0000"
+    assert notes[0] == ("found", f"made with another version of {file}, so delete {place} to make it with this one")
 
 
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "gone", "record"])
