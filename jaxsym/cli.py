@@ -63,7 +63,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"jaxsym: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("jaxsym: interrupted; no half-written file was left.", file=sys.stderr)
+        kept = "what was computed is saved, and the same command goes on with it" if arguments[0] == "sweep" else ""
+        print(f"jaxsym: interrupted; {kept or 'no half-written file was left'}.", file=sys.stderr)
         sys.exit(130)
 
 
@@ -162,6 +163,7 @@ def sweep(arguments: list[str]) -> None:
         from jaxsym.parallel.cache import keep_compiled
         from jaxsym.sweep import engine, grid
 
+        _check_options(executor, arguments)
         keep_compiled()
         if executor == "inline":
             with contextlib.suppress(RuntimeError):  # too late within a program that uses JAX already
@@ -179,6 +181,16 @@ def sweep(arguments: list[str]) -> None:
         _conclude(outcome, out.expanduser().absolute())
 
     tyro.cli(command, args=arguments, prog="jaxsym sweep")
+
+
+def _check_options(executor: str, arguments: Sequence[str]) -> None:
+    """Refuse an option of another executor, which would do nothing."""
+    for argument in arguments:
+        option = argument.partition("=")[0].replace("_", "-")
+        of = "processes" if option == "--workers" else "slurm" if option.startswith("--slurm-") else executor
+        if of != executor:
+            msg = f"{option}: is for --executor {of}, got --executor {executor}; add the one or leave out the other."
+            raise ValueError(msg)
 
 
 def _conclude(outcome: Any, out: Path) -> None:

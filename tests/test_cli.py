@@ -249,3 +249,9 @@ def test_an_interrupt_leaves_nothing(tmp_path):
     assert process.returncode == 130
     assert "interrupted" in errors
     assert list((tmp_path / "out").glob("**/*")) == []
+
+
+@pytest.mark.parametrize(("option", "executor"), [("--workers", "processes"), ("--slurm-minutes", "slurm")])
+def test_an_option_of_another_executor_is_refused(capsys, tmp_path, option, executor):
+    said = fails(capsys, "sweep", "file.toml", "--out", tmp_path / "out", option, 3)
+    assert f"{option}: is for --executor {executor}, got --executor inline" in said

@@ -157,7 +157,8 @@ def _best(found: Points, ranked: Ranked) -> str:
         spans = found.quantiles(name)[best]
         text = (
             f"The best {unit} is {found.label(best)}, in cell {found.cell[best]:04d}: {what} {score[best]:.4g}"
-            f"{_over(found, best)}. The worst is {found.label(worst)}: {score[worst]:.4g}{_over(found, worst)}."
+            f"{_over(found, best)}{_equals(ranked, best, unit)}. The worst is {found.label(worst)}:"
+            f" {score[worst]:.4g}{_over(found, worst)}{_equals(ranked, worst, unit)}."
             f" They are {abs(score[best] - score[worst]):.4g} apart"
             + (
                 f"; the middle half of the best one's networks spans {spans[3] - spans[1]:.4g}"
@@ -168,6 +169,12 @@ def _best(found: Points, ranked: Ranked) -> str:
     missing = int(found.done.sum()) - len(ranked.order)
     left = f" {counted(missing, unit)} without a finite value {'is' if missing == 1 else 'are'} not ranked."
     return f"{text}.{left if missing else ''}"
+
+
+def _equals(ranked: Ranked, point: int, unit: str) -> str:
+    """How many other points have the same score."""
+    others = sum(bool(ranked.score[other] == ranked.score[point]) for other in ranked.order) - 1
+    return f", as {counted(others, f'other {unit}')} {'has' if others == 1 else 'have'}" if others else ""
 
 
 def _over(found: Points, point: int) -> str:
