@@ -17,7 +17,7 @@ from jaxsym.sweep.search import Search
 from jaxsym.sweep.search import parse as parse_search
 
 RESERVED = ("seed", "step", "point", "trial", "finite", "objective", "key")
-TABLES = ("sweep", "static", "traced", "record", "search")
+TABLES = ("sweep", "static", "traced", "record", "search", "page")
 _KEYS = ("target", "study", "seeds", "combine", "chunk", "save_every")
 _LARGEST_SEED = 2**32 - 1
 
@@ -39,6 +39,13 @@ class Points(NamedTuple):
     def num(self) -> int:
         """How many points there are; one where nothing is traced."""
         return math.prod(self.dims.values())
+
+
+class Page(NamedTuple):
+    """What the page of a sweep ranks by."""
+
+    metric: str
+    direction: Literal["minimize", "maximize"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,6 +72,8 @@ class Sweep:
         A search in place of traced axes.
     save_every
         Seconds of work between saves within a cell; no part of what identifies the sweep.
+    page
+        What the page ranks by; no part of it either. None leaves it to the names of the variables.
     """
 
     target: str | None
@@ -78,6 +87,7 @@ class Sweep:
     params: bool = True
     search: Search | None = None
     save_every: float = 5.0
+    page: Page | None = None
 
     @property
     def name(self) -> str:
@@ -112,11 +122,12 @@ class Sweep:
         record |= {} if self.variables is None else {"variables": list(self.variables)}
         tables: dict[str, Any] = {"sweep": head, "static": self.static, "traced": self.traced, "record": record}
         tables |= {} if self.search is None else {"search": self.search.as_dict()}
+        tables |= {} if self.page is None else {"page": self.page._asdict()}
         return json.loads(json.dumps(tables))  # tuples are lists in a file
 
     def digest(self) -> str:
         """A hash of everything the file says: SHA-256 of its canonical form."""
-        same = dataclasses.replace(self, save_every=Sweep.save_every)
+        same = dataclasses.replace(self, save_every=Sweep.save_every, page=None)
         return hashlib.sha256(json.dumps(same.as_dict(), sort_keys=True).encode()).hexdigest()
 
 
@@ -187,6 +198,7 @@ def parse(tables: Mapping[str, Any]) -> Sweep:
         params,
         search,
         float(save_every),
+        _page(tables["page"], search is not None) if "page" in tables else None,
     )
     _check_together(sweep)
     return sweep
@@ -318,6 +330,20 @@ def _record(table: Mapping[str, Any]) -> tuple[tuple[str, ...] | None, bool]:
     if not isinstance(variables, list | tuple) or not variables or not all(isinstance(name, str) for name in variables):
         _refuse("record.variables", variables, "a list of names, at least one")
     return tuple(dict.fromkeys(variables)), params
+
+
+def _page(table: Mapping[str, Any], searched: bool) -> Page:
+    for key in table:
+        find(dict.fromkeys(Page._fields), key, "key of [page]")
+    if searched:
+        _refuse("page", dict(table), "no such table beside [search], whose metric the page shows")
+    metric: Any = table.get("metric")
+    direction: Any = table.get("direction")
+    if not isinstance(metric, str) or not metric:
+        _refuse("page.metric", metric, "the name of a result, in quotes")
+    if direction not in ("minimize", "maximize"):
+        _refuse("page.direction", direction, "'minimize' or 'maximize'")
+    return Page(metric, direction)
 
 
 def _is_int(value: Any) -> bool:

@@ -52,9 +52,10 @@ def open_sweep(directory: str | Path) -> xr.Dataset:
         empty = _emptied(next(iter(present.values())))
         every = [present.get(one.number, empty) for one in cells]
         combined = _nested(every, dims)
-    keep = ("target", "config", "versions", "device", "git_revision")
+    keep = ("target", "versions", "device", "git_revision")
     attributes = {name: first.attrs[name] for name in keep}
     combined.attrs = attributes | {
+        "config": json.dumps(sweep.as_dict()),
         "hash": sweep.digest(),
         "cells": len(cells),
         "cells_done": len(present),

@@ -153,6 +153,9 @@ def check(train: Callable[..., Any], sweep: Sweep, points: Points) -> None:
         if jnp.issubdtype(leaf.dtype, jnp.complexfloating):
             msg = f"{sweep.target}: the result {name!r} is complex, which NetCDF does not hold; return its real and imaginary parts."
             raise ValueError(msg)
+    if sweep.page is not None:
+        with keyed("page.metric"):
+            find(variables, sweep.page.metric, "result")
     if sweep.search is not None and sweep.search.metric not in variables:
         with keyed("search.metric"):
             find(variables, sweep.search.metric, "result")

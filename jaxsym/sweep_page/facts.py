@@ -195,11 +195,14 @@ def _coordinates(dataset: xr.Dataset, dim: str) -> dict[str, list[Any]]:
 
 
 def main_metric(names: Sequence[str], config: Mapping[str, Any]) -> Metric | None:
-    """The metric of the search; else the best known name there is; else the first variable."""
+    """The metric of the search; else that of the file; else the best known name there is; else the first variable."""
     search = config.get("search") or {}
     if search:
         rule = f"the metric of the search, {search['direction']}d; a trial's objective is its mean over the seeds"
         return Metric(search["metric"], search["direction"] == "maximize", rule)
+    page = config.get("page") or {}
+    if page.get("metric") in names:
+        return Metric(page["metric"], page["direction"] == "maximize", f"as the file says, {page['direction']}d")
     known = [name for name in PREFERRED if name in names]
     similar = [name for word in WORDS for name in names if word in name]
     if not names:

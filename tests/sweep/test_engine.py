@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 
+from jaxsym import report
 from jaxsym.sweep import cell, engine, grid, records, store
 from jaxsym.sweep.targets import network_key
 from tests.sweep import nets
@@ -163,6 +164,19 @@ def test_another_version_of_the_code_is_noticed(tmp_path):
     engine.run(of, tmp_path / "out", show=lambda shown: notes.append((shown.state, shown.note)))
     place = tmp_path / "out" / "cells" / "0000"
     assert notes[0] == ("found", f"made with another version of {file}, so delete {place} to make it with this one")
+
+
+def test_what_the_page_ranks_by_may_change(tmp_path):
+    of = tables("plain", traced={"rate": [0.5, 2.0]})
+    engine.run(of, tmp_path / "out")
+    of = of | {"page": {"metric": "value", "direction": "maximize"}}
+    states = []
+    engine.run(of, tmp_path / "out", show=lambda shown: states.append(shown.state))
+    assert states == ["found"]
+    summary = json.loads(report.publish(tmp_path / "out").with_name("summary.json").read_text())
+    assert (summary["metric"], summary["direction"]) == ("value", "maximize")
+    with pytest.raises(ValueError, match=r"page.metric: unknown result 'valu': did you mean value"):
+        engine.run(of | {"page": {"metric": "valu", "direction": "maximize"}}, tmp_path / "out")
 
 
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "gone", "record"])
