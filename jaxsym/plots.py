@@ -104,10 +104,20 @@ class Scale(NamedTuple):
     ticks: Sequence[tuple[float, str]]
 
 
-def scale(name: str, values: Sequence[Any], *, logarithmic: bool = False) -> Scale:
-    """Numbers from the least to the greatest; anything else by name, in the order in which it first comes."""
-    names = {str(value): index for index, value in enumerate(dict.fromkeys(map(str, values)))}
-    if any(isinstance(value, bool | str) for value in values):
+def scale(
+    name: str,
+    values: Sequence[Any],
+    *,
+    logarithmic: bool = False,
+    ends: Sequence[float] = (),
+    choices: Sequence[Any] = (),
+) -> Scale:
+    """Numbers from the least to the greatest, of them and of ``ends``; anything else by name, in the order in which it first comes.
+
+    Where ``choices`` are given, values go by name in that order.
+    """
+    names = {value: index for index, value in enumerate(dict.fromkeys(map(str, [*choices, *values])))}
+    if choices or any(isinstance(value, bool | str) for value in values):
         top = max(len(names) - 1, 1)
         positions = np.array([names[str(value)] / top for value in values])
         return Scale(name, positions, [(index / top, label) for label, index in names.items()][:24])
@@ -115,15 +125,16 @@ def scale(name: str, values: Sequence[Any], *, logarithmic: bool = False) -> Sca
     known = numbers[np.isfinite(numbers)]
     if not known.size:
         return Scale(name, np.full(numbers.shape, np.nan), [])
-    logarithmic = logarithmic and bool(known.min() > 0)
+    least, most = (float(end([*known, *ends])) for end in (min, max))
+    logarithmic = logarithmic and least > 0
     to: Callable[[Any], Any] = np.log10 if logarithmic else np.asarray
-    low, high = float(to(known.min())), float(to(known.max()))
+    low, high = float(to(least)), float(to(most))
     if low == high:
         return Scale(name, np.where(np.isfinite(numbers), 0.5, np.nan), [(0.5, f"{known[0]:g}")])
     if len(names) <= 6:
         marks = np.unique(known)
     elif logarithmic and high - low > 1.5:
-        marks = 10.0 ** np.arange(np.ceil(low), np.floor(high) + 1)
+        marks = np.unique([least, *10.0 ** np.arange(np.floor(low) + 1, np.ceil(high)), most])
     else:
         marks = 10 ** np.linspace(low, high, 5) if logarithmic else np.linspace(low, high, 5)
     return Scale(

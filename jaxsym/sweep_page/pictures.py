@@ -113,7 +113,7 @@ def curves(dataset: xr.Dataset, found: Points, ranked: Ranked) -> Picture | None
         handles.values(), handles.keys(), loc="outside lower center", ncols=columns, frameon=False, fontsize=8
     )
     count = len(middles)
-    rule = "of the cells, and of what varies in them, by their best medians the first, the last, and evenly between"
+    rule = "of the cells, and of the values in them, the best, the worst, and evenly between"
     return Picture(
         "curves",
         figure,
@@ -218,7 +218,13 @@ def parallel_coordinates(space: Mapping[str, Mapping[str, Any]], found: Points, 
     chosen = spread(ranked.order, LINES) + spread(lost, LINES // 10)
     names = [axis for axis in found.axes if axis in space]
     scales = [
-        plots.scale(axis, [found.axes[axis][point] for point in chosen], logarithmic=bool(space[axis].get("log")))
+        plots.scale(
+            axis,
+            [found.axes[axis][point] for point in chosen],
+            logarithmic=bool(space[axis].get("log")),
+            ends=[space[axis][end] for end in ("low", "high") if end in space[axis]],
+            choices=space[axis].get("choices", ()),
+        )
         for axis in names
     ]
     scales.append(plots.scale(f"mean {name}", score[chosen].tolist(), logarithmic=_wide(ranked.metric, score)))
