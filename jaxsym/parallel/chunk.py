@@ -56,8 +56,9 @@ def chunk_from_shapes(fn: Callable[..., Any], *args: Any) -> int:
 
 
 def one_of(leaves: list[Any]) -> list[jax.ShapeDtypeStruct]:
-    """The shapes of one network's part of leaves ``[N, ...]``."""
-    return [jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype) for leaf in leaves]
+    """The shapes of one network's part of leaves ``[N, ...]``, in the types that JAX gives them."""
+    types = [jax.dtypes.canonicalize_dtype(leaf.dtype, allow_extended_dtype=True) for leaf in leaves]
+    return [jax.ShapeDtypeStruct(leaf.shape[1:], dtype) for leaf, dtype in zip(leaves, types, strict=True)]
 
 
 def guessed_chunk(jaxpr: Any, share: int, platform: str) -> int:
