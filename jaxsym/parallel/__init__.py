@@ -29,7 +29,7 @@ from jaxsym.parallel.chunk import (
 __all__ = ["chunk_from_shapes", "parallel", "use_all_cores"]
 
 _ALL = np.int32(2**31 - 1)  # rounds: as many as there are
-_unchanged = jax.jit(lambda value: value)
+_zero = jax.jit(lambda: jnp.zeros(()))
 
 
 def parallel(
@@ -98,7 +98,9 @@ def parallel(
         msg = "devices: got an empty list, expected at least one device, or None for all of them."
         raise ValueError(msg)
     donate = (donate_argnums,) if isinstance(donate_argnums, int) else tuple(donate_argnums)
-    alone = jax.jit(fn)  # remembers its trace, however many chunks are tried with it
+    alone = jax.jit(
+        functools.partial(fn)
+    )  # also of a callable without a hash; remembers its trace, however many chunks are tried with it
 
     def arranged(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Layout:
         return layout(in_axes, args, kwargs, tuple(devices) if devices is not None else tuple(jax.devices()), donate)
@@ -169,8 +171,11 @@ def parallel(
 
     def outside(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         """Whether this call stands by itself: nothing is being traced or sharded around it, and there is work."""
-        here = _unchanged(np.float32(0))  # a tracer wherever something is traced, though no argument is
-        traced = any(isinstance(leaf, jax.core.Tracer) for leaf in [*jax.tree.leaves((args, kwargs)), here])
+        leaves = [
+            *jax.tree.leaves((args, kwargs)),
+            _zero(),
+        ]  # a tracer wherever something is traced, though no argument is
+        traced = any(isinstance(leaf, jax.core.Tracer) for leaf in leaves)
         return not traced and not _sharded_already()
 
     @functools.wraps(fn)
@@ -274,9 +279,13 @@ def _first(rounds: Any, fn: Callable[[list[Any]], Any], chunks: list[Any]) -> An
         result = fn([jax.lax.dynamic_index_in_dim(leaf, index, 0, keepdims=False) for leaf in chunks])
         return jax.tree.map(lambda all_, new: jax.lax.dynamic_update_index_in_dim(all_, new, index, 0), results, result)
 
-    shapes = jax.eval_shape(fn, [jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype) for leaf in chunks])
+    shapes = jax.eval_shape(fn, [_row(leaf) for leaf in chunks])
     empty = jax.tree.map(lambda leaf: jnp.zeros((total, *leaf.shape), leaf.dtype), shapes)
     return jax.lax.fori_loop(0, jnp.minimum(rounds, total), body, empty)
+
+
+def _row(leaf: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype, weak_type=getattr(leaf, "weak_type", False))
 
 
 def _useful(at: Layout, leaves: list[Any], results: Sequence[Any]) -> tuple[bool, ...]:

@@ -71,6 +71,12 @@ def record(place: Path, digest: str) -> dict[str, Any] | None:
     return found
 
 
+def failure(place: Path) -> str | None:
+    """Why a cell failed, in a line; None if it did not."""
+    found = store.read_json(place / FAILED)
+    return None if found is None else str(found.get("error", "")) if isinstance(found, dict) else ""
+
+
 def run(directory: str, index: int, show: Show = silent) -> dict[str, Any]:
     """Run one cell to its end; what is there already is not done again.
 
@@ -193,8 +199,7 @@ def _target(sweep: Sweep, folders: list[str], cell: Cell, place: Path, show: Sho
         coords["step"] = results.step
     variables = {}
     for name, array in (results.variables | results.curves).items():
-        front = ["step"] if name in results.curves else []
-        own = [*front, *(f"{name}_{i}" for i in range(array.ndim - 1 - len(front)))]
+        own = targets.own_dims(name, array.ndim - 1, name in results.curves)
         variables[name] = ((*dims, *own), array.reshape(*shape, *array.shape[1:]))
         coords |= {dim: np.arange(size) for dim, size in zip(own, array.shape[1:], strict=True) if dim != "step"}
     finite = _finite([*results.variables.values(), *results.curves.values()], len(networks.seeds)).reshape(shape)

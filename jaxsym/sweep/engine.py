@@ -175,7 +175,7 @@ class _Work:
                         silent.append(index)
                 for index in jobs:
                     seen = store.read_json(self.folder.cell(index) / "progress.json")
-                    if seen:
+                    if isinstance(seen, dict) and {*cell.Progress._fields} <= {*seen}:
                         self.progress(index, cell.Progress(**{k: seen[k] for k in cell.Progress._fields}))
                 if jobs:
                     time.sleep(POLL_SECONDS)
@@ -191,12 +191,12 @@ class _Work:
     def _settled(self, index: int) -> bool:
         """Whether the folder of a cell whose job has ended says how."""
         place = self.folder.cell(index)
-        found, failed = cell.record(place, self.sweep.digest()), store.read_json(place / cell.FAILED)
+        found, failed = cell.record(place, self.sweep.digest()), cell.failure(place)
         if found is not None:
             self.records[index] = found
             self._tell(index, "done")
         elif failed is not None:
-            self._fail(index, failed["error"])
+            self._fail(index, failed)
         else:
             return False
         return True

@@ -42,8 +42,12 @@ class Folder:
         if stored is None:
             msg = f"{self.config}: no sweep is stored here, or the file is damaged; `jaxsym sweep FILE.toml --out {self.path}` writes it."
             raise ValueError(msg)
-        if not isinstance(stored, dict) or stored.get("format") != FORMAT:
-            msg = f"{self.config}: has another format than this version of jaxsym writes ({FORMAT}); choose another folder."
+        if (
+            not isinstance(stored, dict)
+            or stored.get("format") != FORMAT
+            or not {"config", "hash", "folders"} <= {*stored}
+        ):
+            msg = f"{self.config}: is damaged, or has another format than this version of jaxsym writes ({FORMAT}); choose another folder."
             raise ValueError(msg)
         sweep = parse(stored["config"])
         if sweep.digest() != stored.get("hash"):

@@ -15,6 +15,7 @@ import numpy as np
 from jaxsym.catalogue import find
 from jaxsym.sweep.search import Search
 from jaxsym.sweep.search import parse as parse_search
+from jaxsym.sweep.space import check_number
 
 RESERVED = ("seed", "step", "point", "trial", "finite", "objective", "key")
 TABLES = ("sweep", "static", "traced", "record", "search", "page")
@@ -180,7 +181,7 @@ def parse(tables: Mapping[str, Any]) -> Sweep:
     if chunk is not None and not (_is_int(chunk) and chunk >= 1):
         _refuse("sweep.chunk", chunk, "an integer of at least 1")
     save_every = head.get("save_every", Sweep.save_every)
-    if isinstance(save_every, bool) or not isinstance(save_every, int | float) or not 0 <= save_every < math.inf:
+    if isinstance(save_every, bool) or not isinstance(save_every, int | float) or not 0 <= save_every <= 1e9:
         _refuse("sweep.save_every", save_every, "a number of seconds")
     static = {name: _axis("static", name, values) for name, values in tables.get("static", {}).items()}
     traced = {name: _axis("traced", name, values) for name, values in tables.get("traced", {}).items()}
@@ -260,6 +261,11 @@ def _axis(table: str, name: str, values: Any) -> tuple[Any, ...]:
     if not values:
         _refuse(key, values, "at least one value")
     checked = tuple(_frozen(key, value, text=table == "static") for value in values)
+    if table == "traced":
+        whole = not any(isinstance(value, float) for value in checked)
+        for value in checked:
+            if not isinstance(value, bool):
+                check_number(value, whole, key)
     kinds = {_kind(value) for value in checked}
     if len(kinds) > 1:
         _refuse(key, list(values), "values of one kind")
@@ -286,15 +292,19 @@ def _check_name(table: str, name: str) -> None:
 
 def _frozen(key: str, value: Any, text: bool) -> Any:
     """A value of an axis, its lists as tuples."""
-    if isinstance(value, bool) or _is_int(value):
+    if isinstance(value, bool) or (_is_int(value) and abs(value) < 2**63):
         return value
-    if isinstance(value, float) and not math.isnan(value):
+    if isinstance(value, float) and math.isfinite(value):
         return value
     if text and isinstance(value, str):
         return value
     if text and isinstance(value, list | tuple):
         return tuple(_frozen(key, part, text) for part in value)
-    expected = "numbers, booleans, texts or lists of them" if text else "numbers or booleans (text belongs to [static])"
+    expected = (
+        "finite numbers, booleans, texts or lists of them"
+        if text
+        else "finite numbers or booleans (text belongs to [static])"
+    )
     return _refuse(key, value, expected)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from jaxsym.sweep import cell, store
+from jaxsym.sweep import cell
 from jaxsym.sweep.folder import Folder
 from jaxsym.sweep.grid import Sweep, text_of
 
@@ -112,8 +112,9 @@ def _roomy(array: xr.DataArray) -> np.dtype:
 
 
 def _with_room(dataset: xr.Dataset) -> xr.Dataset:
-    """Integers as floats, which can be missing."""
-    whole = {name: array.astype(float) for name, array in dataset.data_vars.items() if array.dtype.kind in "iu"}
+    """Integers and booleans as floats, which can be missing."""
+    kinds = {name: array.dtype.kind for name, array in dataset.data_vars.items() if name != "finite"}
+    whole = {name: dataset[name].astype(float) for name, kind in kinds.items() if kind in "biu"}
     return dataset.assign(whole)
 
 
@@ -128,9 +129,10 @@ def facts(directory: str | Path) -> list[dict[str, Any]]:
     known: list[dict[str, Any]] = []
     for one in sweep.cells():
         place = folder.cell(one.number)
-        record, failed = cell.record(place, sweep.digest()), store.read_json(place / cell.FAILED)
-        state = "done" if record else "failed" if failed else "missing"
-        known.append({"index": one.number, "static": one.static, "state": state, **(record or failed or {})})
+        record, error = cell.record(place, sweep.digest()), cell.failure(place)
+        state = "done" if record else "missing" if error is None else "failed"
+        told = record or ({} if error is None else {"error": error})
+        known.append({"index": one.number, "static": one.static, "state": state, **told})
     return known
 
 

@@ -14,6 +14,8 @@ Value = float | int | bool
 KEYS = ("low", "high", "log", "int", "num", "choices")
 MOST = 1_000_000  # trials, points of a grid: more is a slip of the pen
 
+_TINY = float(np.finfo(np.float32).tiny)
+
 
 @dataclasses.dataclass(frozen=True)
 class Interval:
@@ -111,7 +113,7 @@ def _interval(entry: Mapping[str, Any], method: str, where: str) -> Interval:
     for key in ("low", "high"):
         if key not in entry:
             missing(f"{where}.{key}", "a number (or choices in place of low and high)")
-        _check_number(entry[key], whole, f"{where}.{key}")
+        check_number(entry[key], whole, f"{where}.{key}")
     low, high = entry["low"], entry["high"]
     if log and low <= 0:
         refuse(f"{where}.low", low, "a number above 0, because log = true")
@@ -134,22 +136,23 @@ def _choices(values: Any, where: str) -> Choices:
         refuse(where, values, "a list of at least one number or boolean")
     if not all(isinstance(value, bool) for value in values):
         for index, value in enumerate(values):
-            _check_number(value, False, f"{where}[{index}]")
+            check_number(value, False, f"{where}[{index}]")
         if any(isinstance(value, float) for value in values):  # one array has one type
             values = [float(value) for value in values]
         for index, value in enumerate(values):
-            _check_number(value, isinstance(value, int), f"{where}[{index}]")
+            check_number(value, isinstance(value, int), f"{where}[{index}]")
     if len(set(values)) < len(values):
         refuse(where, values, "every value once")
     return Choices(tuple(values))
 
 
-def _check_number(value: Any, whole: bool, where: str) -> None:
+def check_number(value: Any, whole: bool, where: str) -> None:
     """Refuse what JAX cannot trace: text, and numbers beyond int32 or float32."""
     limit = 2**31 - 1 if whole else float(np.finfo(np.float32).max)
     kind = int if whole else int | float
-    if isinstance(value, bool) or not isinstance(value, kind) or not abs(value) <= limit:
+    if isinstance(value, bool) or not isinstance(value, kind) or not abs(value) <= limit or 0 < abs(value) < _TINY:
         expected = f"a {'whole ' if whole else ''}number between {-limit} and {limit}"
+        expected += "" if whole else f", and not so near to 0 that it becomes 0 (below {_TINY:.3g})"
         refuse(where, value, f"{expected}; it is traced by JAX")
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import importlib
 import inspect
@@ -65,6 +66,8 @@ def load(sweep: Sweep, folders: list[str]) -> Callable[..., Any]:
 
 def version(factory: Callable[..., Any]) -> str:
     """A short hash of the file that a factory is written in, by which a change of it is noticed; empty where there is no such file."""
+    while isinstance(factory, functools.partial):
+        factory = factory.func
     try:
         source = inspect.getsourcefile(inspect.unwrap(factory))
         return hashlib.sha256(Path(source or "").read_bytes()).hexdigest()[:16]
@@ -144,9 +147,17 @@ def check(train: Callable[..., Any], sweep: Sweep, points: Points) -> None:
         f"{sweep.target}: its function fails when it is traced",
         lambda: jax.eval_shape(train, jax.random.key(0), **traced),
     )
-    variables = named(made, sweep.variables, sweep.target or "").all
-    taken = {*RESERVED, *sweep.static, *points.dims}
+    results = named(made, sweep.variables, sweep.target or "")
+    variables = results.all
+    taken = {*RESERVED, *sweep.static, *points.dims, *points.values}
+    if results.step is not None and "step" in sweep.static:
+        msg = f"static.step: the name is taken by the steps of the run; rename the argument of {sweep.target}."
+        raise ValueError(msg)
     for name, leaf in variables.items():
+        for dim in own_dims(name, leaf.ndim, name in results.curves):
+            if dim != "step" and dim in {*taken, *variables}:
+                msg = f"{sweep.target}: the result {name!r} has a dimension {dim!r}, the name of an axis or a result; rename one."
+                raise ValueError(msg)
         if name in taken:
             msg = f"{sweep.target}: the result {name!r} has the name of an axis; rename it."
             raise ValueError(msg)
@@ -207,7 +218,11 @@ def _arrays(tree_of: Mapping[str, Any], target: str) -> dict[str, Array]:
     tree_of = jax.tree.map(
         lambda leaf: "None" if leaf is None else leaf, dict(tree_of), is_leaf=lambda leaf: leaf is None
     )
-    variables = {name.replace("/", "."): leaf for name, leaf in tree.leaves(tree_of).items()}
+    leaves = tree.leaves(tree_of)
+    variables = {name.replace("/", "."): leaf for name, leaf in leaves.items()}
+    if len(variables) < len(leaves):
+        msg = f"{target}: two results have one name once nested names are joined by dots ({', '.join(leaves)}); rename one."
+        raise ValueError(msg)
     for name, leaf in variables.items():
         if not re.fullmatch(r"[A-Za-z]\w*(\.\w+)*", name):
             msg = f"{target}: a result is called {name!r}, expected letters, digits and underscores."
@@ -221,6 +236,12 @@ def _arrays(tree_of: Mapping[str, Any], target: str) -> dict[str, Array]:
             )
             raise ValueError(msg)
     return {name: jnp.asarray(leaf) if not hasattr(leaf, "shape") else leaf for name, leaf in variables.items()}
+
+
+def own_dims(name: str, ndim: int, curve: bool) -> list[str]:
+    """The names of a network's dimensions in the dataset, of a result with so many."""
+    front = ["step"] if curve else []
+    return [*front, *(f"{name}_{i}" for i in range(ndim - len(front)))]
 
 
 def network_key(seed: UInt32[Array, ""]) -> Array:

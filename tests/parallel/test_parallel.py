@@ -229,6 +229,31 @@ def test_an_explicit_chunk_is_used_as_given(num, chunk, batch):
     assert f"f32[{batch},5] = sin" in str(jaxpr)
 
 
+def test_weak_types_and_scalars_of_numpy_are_as_under_vmap():
+    keys = jax.random.split(jax.random.key(0), 4)
+    here = jax.devices()
+
+    def draw(key, rate):
+        return rate * jax.random.normal(key, (3,), jnp.bfloat16)
+
+    weak = jnp.full((4,), 0.1)
+    got = js.parallel(draw, devices=here)(keys, weak)
+    assert got.dtype == jax.vmap(draw)(keys, weak).dtype == jnp.bfloat16
+    for shared in (np.float32(2), np.bool_(True), 2.0):
+        ours = js.parallel(lambda a, s: a * s, (0, None), chunk=1, devices=here)(jnp.ones((4, 3)), shared)
+        np.testing.assert_array_equal(ours, np.ones((4, 3)) * shared)
+
+
+def test_callables_without_a_hash():
+    class Scale:
+        __hash__ = None
+
+        def __call__(self, x):
+            return 2 * x
+
+    np.testing.assert_array_equal(js.parallel(Scale())(jnp.arange(3.0)), [0, 2, 4])
+
+
 def test_it_is_traced_once_for_a_shape():
     traced = []
 

@@ -85,9 +85,32 @@ def fails(width=1):
     return lambda key: {"loss": jax.random.normal(key)}
 
 
+def fails_later(width=1):
+    """Results of every kind, in the first cell only."""
+    if width == 2:
+        message = "no network of width 2 today"
+        raise RuntimeError(message)
+    return lambda key: {"loss": jax.random.normal(key), "yes": jnp.bool_(True), "whole": jnp.int32(7)}
+
+
+def stepped(step=1):
+    """A training run whose factory has an argument of that name."""
+    return net(steps=10 * step)
+
+
 def shaped(width=2):
     """Results whose shape depends on a static axis."""
     return lambda key: {"weights": jax.random.normal(key, (width,)), "loss": jnp.float32(width)}
+
+
+def named(kind="vector"):
+    """Results whose names or dimensions may clash."""
+    made = {
+        "vector": {"y": jnp.arange(3.0)},
+        "both": {"y": jnp.arange(3.0), "y_0": jnp.float32(1)},
+        "nested": {"a": {"b": jnp.float32(1)}, "a.b": jnp.float32(2)},
+    }[kind]
+    return lambda key, rate=1.0, y=0.0, y_0=0.0: made
 
 
 def wrong(kind="list"):

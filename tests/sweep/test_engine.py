@@ -276,6 +276,23 @@ def test_damaged_segments_and_checkpoints_are_seen(tmp_path, what):
         ("wrong", {"static": {"kind": ["path"]}}, "a result is called"),
         ("wrong", {"static": {"kind": ["none"]}}, "returned an|the result|no result|fails"),
         ("wrong", {"static": {"kind": ["text"]}}, "fails when it is traced"),
+        (
+            "named",
+            {"traced": {"y_0": [10.0, 20.0]}},
+            "the result 'y' has a dimension 'y_0', the name of an axis or a result",
+        ),
+        ("named", {"static": {"kind": ["both"]}}, "the result 'y' has a dimension 'y_0'"),
+        (
+            "named",
+            {"static": {"kind": ["nested"]}},
+            r"two results have one name .*\(a.b, a/b\)|two results have one name",
+        ),
+        (
+            "named",
+            {"traced": {"y": [1.0, 2.0], "rate": [1.0, 2.0]}, "sweep": {"combine": "zip"}},
+            "the result 'y' has the name of an axis",
+        ),
+        ("stepped", {"static": {"step": [1, 2]}}, "static.step: the name is taken by the steps of the run"),
         ("fails", {"static": {"width": [2]}}, r"fails\(width=2\) fails: RuntimeError"),
         (
             "bowl",
@@ -285,7 +302,8 @@ def test_damaged_segments_and_checkpoints_are_seen(tmp_path, what):
     ],
 )
 def test_mistakes_are_told_before_anything_is_written(tmp_path, factory, changes, said):
-    of = tables(factory) | changes
+    of = tables(factory)
+    of |= {name: of.get(name, {}) | table for name, table in changes.items()}
     with pytest.raises(ValueError, match=said):
         engine.run(of, tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -312,6 +330,26 @@ def test_folders_that_are_refused(tmp_path):
         engine.run(of, tmp_path / "out")
     with pytest.raises(ValueError, match="no sweep is stored here"):
         records.open_sweep(tmp_path / "other")
+
+
+def test_small_files_that_are_damaged(tmp_path):
+    of = tables("fails", static={"width": [1, 2]})
+    engine.run(of, tmp_path / "out")
+    (tmp_path / "out" / "cells" / "0001" / "failed.json").write_text("[1]")
+    assert [fact["state"] for fact in records.facts(tmp_path / "out")] == ["done", "failed"]
+    (tmp_path / "out" / "cells" / "0001" / "progress.json").write_text('{"a": 1}')
+    assert len(engine.run(of, tmp_path / "out").failures) == 1
+    (tmp_path / "out" / "sweep.json").write_text('{"format": 1}')
+    with pytest.raises(ValueError, match=r"sweep.json: is damaged, or has another format"):
+        engine.run(of, tmp_path / "out")
+
+
+def test_what_is_missing_is_nan_for_every_kind(tmp_path):
+    engine.run(tables("fails_later", static={"width": [1, 2]}), tmp_path / "out")
+    data = opened(tmp_path / "out")
+    for name in ("yes", "whole", "loss"):
+        assert np.isnan(data[name].sel(width=2)).all(), name
+    assert data["finite"].dtype == bool
 
 
 def test_an_executor_of_the_users_own(tmp_path):

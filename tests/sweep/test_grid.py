@@ -41,7 +41,10 @@ def test_traced_axes_are_crossed_or_zipped():
     assert grid.parse(changed(traced=None)).points().num == 1
 
 
-@given(st.integers(1, 5), st.lists(st.floats(-9, 9), min_size=1, max_size=4, unique=True), st.sampled_from([None, 3]))
+RATES = st.floats(-9, 9, width=32, allow_subnormal=False)
+
+
+@given(st.integers(1, 5), st.lists(RATES, min_size=1, max_size=4, unique=True), st.sampled_from([None, 3]))
 def test_the_canonical_form_says_the_same(seeds, rates, chunk):
     head = {"target": "nets:net", "seeds": seeds} | ({} if chunk is None else {"chunk": chunk})
     sweep = grid.parse({"sweep": head, "traced": {"rate": rates}})
@@ -100,6 +103,12 @@ HEAD = GOOD["sweep"]
         ({"static": {"a b": [1]}}, "expected the name of an argument"),
         ({"traced": {"seed": [1]}}, "traced.seed: the name is taken"),
         ({"record": {"variables": []}}, "record.variables: got"),
+        ({"traced": {"n": [3_000_000_000, 5]}}, r"traced.n: got 3000000000, expected a whole number between"),
+        ({"traced": {"n": [1.0, 1e300]}}, r"traced.n: got 1e\+300, expected a number between"),
+        ({"traced": {"n": [1.0, 1e-300]}}, r"traced.n: got 1e-300, expected .* not so near to 0"),
+        ({"traced": {"n": [10**400, 1.0]}}, "traced.n: got 1000"),
+        ({"static": {"n": [2**70]}}, "static.n: got 1180591620717411303424, expected finite numbers"),
+        ({"static": {"n": [float("inf")]}}, "static.n: got inf, expected finite numbers"),
         ({"record": {"params": "yes"}}, "record.params: got 'yes'"),
         ({"page": {"metric": "loss"}}, "page.direction: got None, expected 'minimize' or 'maximize'"),
         ({"page": {"metric": 3, "direction": "minimize"}}, "page.metric: got 3"),
