@@ -45,7 +45,7 @@ def parallel(
     The ensemble is split over the devices (``shard_map`` on a one-dimensional mesh) and each device works through its
     share chunk by chunk. What does not divide is padded with copies of the first network, and the padding is cut off
     again. Keys and all other arguments reach ``fn`` unchanged, so a network is the same whatever the chunk and the
-    devices (up to rounding; to the bit for the same chunk), with JAX's default keys; those of the ``rbg`` family draw
+    devices (up to rounding; to the bit for the same chunk and devices), with JAX's default keys; those of the ``rbg`` family draw
     otherwise under any ``vmap``.
 
     Called outside a trace it compiles by itself, once per shape; shared arguments (``in_axes`` None) are then arrays or

@@ -24,7 +24,7 @@ _SHORT = BUDGET / 20
 def chunk_from_shapes(fn: Callable[..., Any], *args: Any) -> int:
     """A chunk for :func:`parallel` that depends on shapes alone: never on timing, nor on the number of devices.
 
-    Whoever needs the same bits from every run of an ensemble, on whatever number of devices, passes it on as the ``chunk``.
+    Whoever needs the same bits from every run of an ensemble passes it on as the ``chunk``.
 
     Parameters
     ----------

@@ -43,7 +43,7 @@ class Networks:
     """The networks of a cell, and what has become of them.
 
     A *segment* is a file with the results of some chunks of networks. A chunk is computed as one ``vmap`` on one device, always filled
-    up, so that its bits do not depend on how many devices there are, what else runs beside it, or how often it was interrupted.
+    up, so that its bits do not depend on what else runs beside it, or how often it was interrupted.
 
     Parameters
     ----------
