@@ -11,9 +11,7 @@ import pytest
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # the workers have the cores already; read when SciPy is loaded
 if "PYTEST_XDIST_WORKER" not in os.environ:  # workers, and the commands under test, inherit it
-    COMPILED = tempfile.TemporaryDirectory(
-        prefix="jaxsym-compiled-"
-    )  # of this run: not the user's, and nothing of another run
+    COMPILED = tempfile.TemporaryDirectory(prefix="jaxsym-compiled-")  # not the user's, and nothing of another run
     os.environ["JAX_COMPILATION_CACHE_DIR"] = COMPILED.name
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 

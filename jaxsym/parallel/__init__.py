@@ -45,8 +45,8 @@ def parallel(
     The ensemble is split over the devices (``shard_map`` on a one-dimensional mesh) and each device works through its
     share chunk by chunk. What does not divide is padded with copies of the first network, and the padding is cut off
     again. Keys and all other arguments reach ``fn`` unchanged, so a network is the same whatever the chunk and the
-    devices (up to rounding; to the bit for the same chunk and devices), with JAX's default keys; those of the ``rbg`` family draw
-    otherwise under any ``vmap``.
+    devices (up to rounding; to the bit for the same chunk and devices), with JAX's default keys; those of the ``rbg``
+    family draw otherwise under any ``vmap``.
 
     Called outside a trace it compiles by itself, once per shape; shared arguments (``in_axes`` None) are then arrays or
     numbers. Keep the function that is returned: it holds what was compiled, and the chunks that were chosen. Gradients,
@@ -67,8 +67,9 @@ def parallel(
         whole share, halved until it fits into the memory. Under a trace, and with several processes, shapes decide.
     devices
         The devices to use. When None all of the default backend; but work of a few milliseconds on CPUs is done in place
-        when nothing ties its arguments to a device, and its result is not tied to one either. With several processes (``jax.distributed``), every
-        process makes the same call with the same arguments, and gets its part of one global result.
+        when nothing ties its arguments to a device, and its result is not tied to one either. With several processes
+        (``jax.distributed``), every process makes the same call with the same arguments, and gets its part of one global
+        result.
     donate_argnums
         Positional arguments whose memory may be used for the results of the same shape and type. Such an argument must
         not be used afterwards. It is heeded for mapped arguments, outside a trace.
@@ -98,9 +99,8 @@ def parallel(
         msg = "devices: got an empty list, expected at least one device, or None for all of them."
         raise ValueError(msg)
     donate = (donate_argnums,) if isinstance(donate_argnums, int) else tuple(donate_argnums)
-    alone = jax.jit(
-        functools.partial(fn)
-    )  # also of a callable without a hash; remembers its trace, however many chunks are tried with it
+    # It remembers its trace, however many chunks are tried with it; the partial has a hash where a callable has none.
+    alone = jax.jit(functools.partial(fn))
 
     def arranged(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Layout:
         return layout(in_axes, args, kwargs, tuple(devices) if devices is not None else tuple(jax.devices()), donate)
@@ -171,10 +171,8 @@ def parallel(
 
     def outside(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         """Whether this call stands by itself: nothing is being traced or sharded around it, and there is work."""
-        leaves = [
-            *jax.tree.leaves((args, kwargs)),
-            _zero(),
-        ]  # a tracer wherever something is traced, though no argument is
+        # The zero is a tracer wherever something is traced, though no argument may be.
+        leaves = [*jax.tree.leaves((args, kwargs)), _zero()]
         traced = any(isinstance(leaf, jax.core.Tracer) for leaf in leaves)
         return not traced and not _sharded_already()
 
@@ -279,13 +277,9 @@ def _first(rounds: Any, fn: Callable[[list[Any]], Any], chunks: list[Any]) -> An
         result = fn([jax.lax.dynamic_index_in_dim(leaf, index, 0, keepdims=False) for leaf in chunks])
         return jax.tree.map(lambda all_, new: jax.lax.dynamic_update_index_in_dim(all_, new, index, 0), results, result)
 
-    shapes = jax.eval_shape(fn, [_row(leaf) for leaf in chunks])
+    shapes = jax.eval_shape(fn, one_of(chunks))
     empty = jax.tree.map(lambda leaf: jnp.zeros((total, *leaf.shape), leaf.dtype), shapes)
     return jax.lax.fori_loop(0, jnp.minimum(rounds, total), body, empty)
-
-
-def _row(leaf: Any) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype, weak_type=getattr(leaf, "weak_type", False))
 
 
 def _useful(at: Layout, leaves: list[Any], results: Sequence[Any]) -> tuple[bool, ...]:

@@ -57,8 +57,12 @@ def chunk_from_shapes(fn: Callable[..., Any], *args: Any) -> int:
 
 def one_of(leaves: list[Any]) -> list[jax.ShapeDtypeStruct]:
     """The shapes of one network's part of leaves ``[N, ...]``, in the types that JAX gives them."""
-    types = [jax.dtypes.canonicalize_dtype(leaf.dtype, allow_extended_dtype=True) for leaf in leaves]
-    return [jax.ShapeDtypeStruct(leaf.shape[1:], dtype) for leaf, dtype in zip(leaves, types, strict=True)]
+
+    def one(leaf: Any) -> jax.ShapeDtypeStruct:
+        dtype = jax.dtypes.canonicalize_dtype(leaf.dtype, allow_extended_dtype=True)
+        return jax.ShapeDtypeStruct(leaf.shape[1:], dtype, weak_type=getattr(leaf, "weak_type", False))
+
+    return [one(leaf) for leaf in leaves]
 
 
 def guessed_chunk(jaxpr: Any, share: int, platform: str) -> int:

@@ -96,7 +96,7 @@ def processes(workers: int | None = None) -> Iterator[Submit]:
         pool = renew()
         return [pool.submit(cell.run, directory, index) for index in indices]
 
-    with _environment(JAX_NUM_CPU_DEVICES="1", OPENBLAS_NUM_THREADS="1"):
+    with ours, held, _environment(JAX_NUM_CPU_DEVICES="1", OPENBLAS_NUM_THREADS="1"):
         try:
             yield submit
         except BaseException:
