@@ -4,11 +4,12 @@ Whatever runs on hundreds of networks goes through it: ``parallel(train)(keys)``
 """
 
 import collections
+import concurrent.futures
 import functools
 import math
 import os
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,10 +27,12 @@ from jaxsym.parallel.chunk import (
     tuned_chunk,
 )
 
-__all__ = ["chunk_from_shapes", "parallel", "use_all_cores"]
+__all__ = ["at_once", "chunk_from_shapes", "parallel", "use_all_cores"]
 
-_ALL = np.int32(2**31 - 1)  # rounds: as many as there are
 _zero = jax.jit(lambda: jnp.zeros(()))
+_end_to_end = jax.jit(
+    lambda parts, size: jax.tree.map(lambda *leaves: jnp.concatenate(leaves)[:size], *parts), static_argnums=1
+)
 
 
 def parallel(
@@ -78,7 +81,7 @@ def parallel(
     -------
     Callable
         The mapped function; every leaf of its result has the ensemble as axis 0. Its attribute ``chunk_for`` takes the same
-        arguments, and returns the chunk that is used for them outside a trace.
+        arguments, compiles for them, and returns the chunk that is used for them outside a trace.
 
     Raises
     ------
@@ -126,48 +129,90 @@ def parallel(
         return _spread(alone, at, shards, batch, leaves)
 
     @functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=2)
-    def compiled(at: Layout, batch: int, donated: list[Any], kept: list[Any], rounds: Any) -> Any:
-        from_donated, from_kept = iter(donated), iter(kept)
-        leaves = [next(from_donated if donated else from_kept) for donated in at.donated]
-        return _spread(alone, at, at.shards, batch, leaves, rounds)
+    def spread(at: Layout, batch: int, donated: list[Any], kept: list[Any]) -> Any:
+        return _spread(alone, at, len(at.devices), batch, at.joined(donated, kept))
 
-    plans: dict[Any, tuple[Layout, int] | None] = {}
+    @functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=3)
+    def part(at: Layout, batch: int, most: int, donated: list[Any], kept: list[Any], first: Any, rounds: Any) -> Any:
+        return _part(alone, at, batch, most, at.joined(donated, kept), first, rounds)
 
-    def plan(at: Layout, leaves: list[Any]) -> tuple[Layout, int] | None:
-        """What to donate, the devices and the chunk, for these shapes; None if the function holds tracers."""
-        free = not any(getattr(leaf, "committed", False) for leaf in leaves)
-        signature = at, free, tuple((jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves)
+    def parts(plan: _Plan, leaves: list[Any], rounds: int | None = None) -> list[Any]:
+        """The results of every thread's chunks, of which each computes the first ``rounds``, all when None."""
+        total = math.ceil(plan.at.size / plan.batch)
+        most = math.ceil(total / plan.threads)
+        shapes = plan.at, plan.batch, most
+        arrays = plan.at.parted(leaves)
+
+        def counts(first: int) -> tuple[np.int32, np.int32]:
+            return np.int32(first), np.int32(min(total - first, most if rounds is None else rounds))
+
+        if most == total:
+            return [part(*shapes, *arrays, *counts(0))]
+        # Arrays and program are made here, where those settings of JAX hold that the caller made for his thread alone.
+        arrays = jax.tree.map(jnp.asarray, arrays)
+        program = part.lower(*shapes, *arrays, *counts(0)).compile()
+
+        def compute(first: int) -> Any:
+            return jax.block_until_ready(program(*arrays, *counts(first)))
+
+        with concurrent.futures.ThreadPoolExecutor(plan.threads) as pool:
+            return list(pool.map(compute, range(0, total, most)))
+
+    plans: dict[Any, _Plan | None] = {}
+
+    def plan_for(at: Layout, leaves: list[Any]) -> _Plan | None:
+        """Where and how it is computed, for these shapes; None if the function holds tracers."""
+        tied = {device for leaf in leaves if getattr(leaf, "committed", False) for device in leaf.devices()}
+        in_place = devices is None and len(tied) <= 1
+        signature = at, in_place, tuple((jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves)
         if signature not in plans:
             jaxpr = jaxpr_of_one(at, leaves)
             if any(isinstance(constant, jax.core.Tracer) for constant in jaxpr.consts):
                 return None
-            settled = at._replace(donated=_useful(at, leaves, jaxpr.out_avals))
-            on_cpu = at.devices[0].platform == "cpu" and jax.process_count() == 1
-            if devices is None and free and on_cpu and is_brief(jaxpr, at.size):
-                settled = settled._replace(devices=())
-            plans[signature] = settled, chosen(settled, leaves, jaxpr)
+            useful = _useful(at, leaves, jaxpr.out_avals)
+            if _by_threads(at.devices[0]):
+                threads = _cpu_threads() if devices is None else len(devices)
+                threads = 1 if is_brief(jaxpr, at.size) else min(threads, at.size)
+                at = at._replace(devices=() if in_place else at.devices[:1])
+                plans[signature] = on_cpu(at, leaves, jaxpr, threads, useful)
+            else:
+                at = at._replace(donated=useful)
+                plans[signature] = _Plan(at, on_devices(at, leaves, jaxpr))
         return plans[signature]
 
-    def chosen(at: Layout, leaves: list[Any], jaxpr: Any) -> int:
+    def on_cpu(at: Layout, leaves: list[Any], jaxpr: Any, threads: int, useful: tuple[bool, ...]) -> _Plan:
+        nothing = (False,) * len(useful)  # what several threads read cannot become the result of one of them
+        plan = _Plan(at._replace(donated=useful if threads == 1 else nothing), 1, threads, useful)
         if chunk != "auto":
-            return min(at.size, int(chunk))
-        device, share = (at.devices or jax.devices())[0], math.ceil(at.size / at.shards)
-        guess = guessed_chunk(jaxpr, share, device.platform)
-        if jax.process_count() > 1:  # all processes must come to the same
-            return guess if device.platform == "cpu" else share
-
-        def arguments(batch: int, rounds: Any) -> tuple[Any, ...]:
-            donated, kept = at.parted(at.place(leaves))
-            return at, batch, [jnp.copy(leaf) for leaf in donated], kept, rounds
-
-        free = free_bytes(device)
-        if device.platform != "cpu" or free is not None:
-            return chunk_that_fits(lambda batch: compiled.lower(*arguments(batch, _ALL)).compile(), share, free)
+            return plan._replace(batch=min(at.size, int(chunk)))
+        share = math.ceil(at.size / threads)
 
         def run(batch: int, rounds: int) -> None:
-            jax.block_until_ready(compiled(*arguments(batch, np.int32(rounds))))
+            placed = at.place(
+                [jnp.copy(leaf) if given else leaf for leaf, given in zip(leaves, plan.at.donated, strict=True)]
+            )
+            jax.block_until_ready(parts(plan._replace(batch=batch), placed, rounds))
 
-        return tuned_chunk(run, share, guess)
+        return plan._replace(batch=tuned_chunk(run, share, guessed_chunk(jaxpr, share, "cpu")))
+
+    def compile_(plan: _Plan, leaves: list[Any]) -> None:
+        placed = plan.at.place(_kept(plan.at, leaves))
+        if plan.threads:
+            parts(plan, placed, 0)
+        else:
+            spread.lower(plan.at, plan.batch, *plan.at.parted(placed)).compile()
+
+    def on_devices(at: Layout, leaves: list[Any], jaxpr: Any) -> int:
+        if chunk != "auto":
+            return min(at.size, int(chunk))
+        device, share = at.devices[0], math.ceil(at.size / len(at.devices))
+        if jax.process_count() > 1:  # all processes must come to the same
+            return guessed_chunk(jaxpr, share, "cpu") if device.platform == "cpu" else share
+
+        def program(batch: int) -> jax.stages.Compiled:
+            return spread.lower(at, batch, *at.parted(at.place(leaves))).compile()
+
+        return chunk_that_fits(program, share, free_bytes(device))
 
     def outside(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         """Whether this call stands by itself: nothing is being traced or sharded around it, and there is work."""
@@ -181,18 +226,27 @@ def parallel(
         if not outside(args, kwargs):
             return within(*args, **kwargs)
         at, leaves = arranged(args, kwargs), jax.tree.leaves((args, kwargs))
-        planned = plan(at, leaves) if at.size else None
-        if planned is None:
+        plan = plan_for(at, leaves) if at.size else None
+        if plan is None:
             return within(*args, **kwargs)
-        at, batch = planned
-        return compiled(at, batch, *at.parted(at.place(leaves)), _ALL)
+        placed = plan.at.place(leaves)
+        if not plan.threads:
+            return spread(plan.at, plan.batch, *plan.at.parted(placed))
+        computed = parts(plan, placed)
+        if len(computed) == 1:
+            return computed[0]
+        for leaf, freed in zip(placed, plan.freed, strict=True):
+            if freed and isinstance(leaf, jax.Array):
+                leaf.delete()
+        return _end_to_end(computed, at.size)
 
     def chunk_for(*args: Any, **kwargs: Any) -> int:
-        planned = plan(arranged(args, kwargs), jax.tree.leaves((args, kwargs))) if outside(args, kwargs) else None
-        if planned is None:
+        plan = plan_for(arranged(args, kwargs), jax.tree.leaves((args, kwargs))) if outside(args, kwargs) else None
+        if plan is None:
             msg = "chunk_for: called under a trace, where shapes decide; call it with arrays, outside."
             raise ValueError(msg)
-        return planned[1]
+        compile_(plan, jax.tree.leaves((args, kwargs)))
+        return plan.batch
 
     mapped.chunk_for = chunk_for  # type: ignore[attr-defined]
     return mapped
@@ -217,7 +271,7 @@ def use_all_cores() -> int:
     os.environ.setdefault(
         "OPENBLAS_NUM_THREADS", "1"
     )  # LAPACK's own threads would fight with the devices for the cores
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = _cores()
     try:
         jax.config.update("jax_num_cpu_devices", cores)
     except RuntimeError as error:
@@ -238,11 +292,45 @@ def _sharded_already() -> bool:
     return not jax.sharding.get_abstract_mesh().empty
 
 
-def _spread(fn: Callable[..., Any], at: Layout, shards: int, batch: int, leaves: list[Any], rounds: Any = None) -> Any:
-    """Pad the ensemble to whole chunks on every device, compute them, cut the padding off.
+class _Plan(NamedTuple):
+    """How a call is computed: chunks of ``batch`` networks, on every device, or by threads on the one CPU device.
 
-    ``rounds`` is how many chunks to compute on each device, a traced integer; the rest of the result is then zero.
+    ``at`` says what the compiled program may overwrite, ``freed`` what nobody needs after the threads are done.
     """
+
+    at: Layout
+    batch: int
+    threads: int = 0
+    freed: tuple[bool, ...] = ()
+
+
+def _kept(at: Layout, leaves: list[Any]) -> list[Any]:
+    """The leaves, of which those that are donated are copies."""
+    return [jnp.copy(leaf) if donated else leaf for leaf, donated in zip(leaves, at.donated, strict=True)]
+
+
+def at_once() -> int:
+    """How many chunks :func:`parallel` computes at the same time: one on each device, on each core of a CPU."""
+    return _cpu_threads() if _by_threads(jax.devices()[0]) else len(jax.devices())
+
+
+def _by_threads(device: jax.Device) -> bool:
+    """Whether threads share one device, as CPUs have one memory; elsewhere each device has its own part of the arrays."""
+    return device.platform == "cpu" and jax.process_count() == 1
+
+
+def _cpu_threads() -> int:
+    """As many as there are CPU devices; where nobody chose their number, as many as cores."""
+    chosen = getattr(jax.config, "jax_num_cpu_devices", -1) > 0 or jax.local_device_count("cpu") > 1
+    return jax.local_device_count("cpu") if chosen else _cores()
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _spread(fn: Callable[..., Any], at: Layout, shards: int, batch: int, leaves: list[Any]) -> Any:
+    """Pad the ensemble to whole chunks on every device, compute them, cut the padding off."""
     one = at.alone(fn)
     mapped, shared = at.split(leaves)
     share = math.ceil(at.size / (batch * shards)) * batch
@@ -251,35 +339,43 @@ def _spread(fn: Callable[..., Any], at: Layout, shards: int, batch: int, leaves:
         copies = jnp.zeros(padding, int)
         mapped = [jnp.concatenate([leaf, jax.lax.stop_gradient(leaf[copies])]) for leaf in mapped]
 
-    def block(mapped: list[Any], shared: list[Any], rounds: Any) -> Any:
+    def block(mapped: list[Any], shared: list[Any]) -> Any:
         chunks = [leaf.reshape(share // batch, batch, *leaf.shape[1:]) for leaf in mapped]
-        chunk = jax.vmap(lambda mapped: one(mapped, shared))
-        results = jax.lax.map(chunk, chunks) if rounds is None else _first(rounds, chunk, chunks)
+        results = jax.lax.map(jax.vmap(lambda mapped: one(mapped, shared)), chunks)
         return jax.tree.map(lambda leaf: leaf.reshape(share, *leaf.shape[2:]), results)
 
     if shards > 1:
         block = jax.shard_map(
             block,
             mesh=at.mesh,
-            in_specs=(PartitionSpec(NETWORKS), PartitionSpec(), PartitionSpec()),
+            in_specs=(PartitionSpec(NETWORKS), PartitionSpec()),
             out_specs=PartitionSpec(NETWORKS),
             check_vma=False,
         )
-    result = block(mapped, shared, rounds)
+    result = block(mapped, shared)
     return jax.tree.map(lambda leaf: leaf[: at.size], result) if padding else result
 
 
-def _first(rounds: Any, fn: Callable[[list[Any]], Any], chunks: list[Any]) -> Any:
-    """``lax.map`` over the first few chunks only: how many is not known when the program is compiled."""
-    total = chunks[0].shape[0]
+def _part(fn: Callable[..., Any], at: Layout, batch: int, most: int, leaves: list[Any], first: Any, rounds: Any) -> Any:
+    """Some chunks of the ensemble, from the ``first`` on, one after the other; the last network fills up the last of them.
+
+    How many is not known when it is compiled, at most ``most``. One program thus serves all threads, and no loop of a single
+    round is taken apart, so that a chunk is the same whatever is computed beside it.
+    """
+    one = at.alone(fn)
+
+    def chunk(index: Any) -> Any:
+        mapped, shared = at.split(at.rows(leaves, (first + index) * batch, batch))
+        return jax.vmap(lambda mapped: one(mapped, shared))(mapped)
 
     def body(index: Any, results: Any) -> Any:
-        result = fn([jax.lax.dynamic_index_in_dim(leaf, index, 0, keepdims=False) for leaf in chunks])
-        return jax.tree.map(lambda all_, new: jax.lax.dynamic_update_index_in_dim(all_, new, index, 0), results, result)
+        put = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=index * batch, axis=0)
+        return jax.tree.map(put, results, chunk(index))
 
-    shapes = jax.eval_shape(fn, one_of(chunks))
-    empty = jax.tree.map(lambda leaf: jnp.zeros((total, *leaf.shape), leaf.dtype), shapes)
-    return jax.lax.fori_loop(0, jnp.minimum(rounds, total), body, empty)
+    shapes = jax.eval_shape(chunk, first)
+    empty = jax.tree.map(lambda leaf: jnp.zeros((most * batch, *leaf.shape[1:]), leaf.dtype), shapes)
+    result = jax.lax.fori_loop(0, rounds, body, empty)
+    return jax.tree.map(lambda leaf: leaf[: at.size], result)
 
 
 def _useful(at: Layout, leaves: list[Any], results: Sequence[Any]) -> tuple[bool, ...]:

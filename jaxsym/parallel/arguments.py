@@ -1,5 +1,6 @@
 """The arguments of an ensemble: which axis of which leaf is mapped, how many networks there are, where they go."""
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -25,11 +26,6 @@ class Layout(NamedTuple):
     donated: tuple[bool, ...]
 
     @property
-    def shards(self) -> int:
-        """Into how many parts the networks are split."""
-        return len(self.devices) or 1
-
-    @property
     def mesh(self) -> Mesh:
         """The devices in a row."""
         return Mesh(self.devices, (NETWORKS,), axis_types=(AxisType.Auto,))
@@ -44,6 +40,19 @@ class Layout(NamedTuple):
         """The donated leaves, and those that are kept."""
         pairs = list(zip(leaves, self.donated, strict=True))
         return [leaf for leaf, donated in pairs if donated], [leaf for leaf, donated in pairs if not donated]
+
+    def joined(self, donated: list[Any], kept: list[Any]) -> list[Any]:
+        """What :meth:`parted` took apart."""
+        from_donated, from_kept = iter(donated), iter(kept)
+        return [next(from_donated if donated else from_kept) for donated in self.donated]
+
+    def rows(self, leaves: Sequence[Any], start: Any, number: int) -> list[Any]:
+        """Some networks of the mapped leaves, from ``start`` on; the last one again where there are no more."""
+        if self.size % number == 0:
+            cut = functools.partial(jax.lax.dynamic_slice_in_dim, start_index=start, slice_size=number)
+        else:
+            cut = functools.partial(jnp.take, indices=start + jnp.arange(number), mode="clip")
+        return [leaf if axis is None else cut(leaf, axis=axis) for leaf, axis in zip(leaves, self.axes, strict=True)]
 
     def alone(self, fn: Callable[..., Any]) -> Callable[[list[Any], list[Any]], Any]:
         """``fn`` as a function of one network's part of the mapped leaves, and of the shared ones."""
@@ -69,7 +78,7 @@ class Layout(NamedTuple):
         if not arrays:
             return list(leaves)
         if all(to.is_fully_addressable for to in where.values()):
-            placed = iter(jax.device_put([_seen_from_host(leaf) for leaf, _ in arrays], [to for _, to in arrays]))
+            placed = iter(jax.device_put([leaf for leaf, _ in arrays], [to for _, to in arrays]))
         else:
             placed = iter([_put(*array) for array in arrays])
         return [leaf if to is None else next(placed) for leaf, to in zip(leaves, targets, strict=True)]
@@ -80,14 +89,6 @@ class Layout(NamedTuple):
         if axis is None or self.size % len(self.devices):
             return NamedSharding(self.mesh, PartitionSpec())
         return NamedSharding(self.mesh, PartitionSpec(*[None] * axis, NETWORKS))
-
-
-def _seen_from_host(leaf: Any) -> Any:
-    """The same numbers as an array of NumPy's where that costs nothing: JAX takes five times as long to split its own."""
-    if isinstance(leaf, np.ndarray | np.generic) or jnp.issubdtype(leaf.dtype, jax.dtypes.extended) or leaf.weak_type:
-        return leaf
-    (device, *others) = leaf.devices()
-    return np.asarray(leaf) if device.platform == "cpu" and not others else leaf
 
 
 def _put(leaf: Any, sharding: Sharding) -> Any:

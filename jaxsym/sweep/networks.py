@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Array, PyTree, UInt32
 
 from jaxsym import tree
-from jaxsym.parallel import chunk_from_shapes, parallel
+from jaxsym.parallel import at_once, chunk_from_shapes, parallel
 from jaxsym.sweep import checkpoint, store
 from jaxsym.sweep.grid import Sweep
 from jaxsym.sweep.targets import named, network_key
@@ -71,8 +71,8 @@ class Networks:
 
     def __post_init__(self) -> None:
         """Choose the chunk from the file or from shapes, and find out what is done."""
-        self.programs: dict[str, Callable[..., Any]] = {}
-        self.num_devices = len(jax.devices())
+        self.programs: dict[str, Any] = {}
+        self.at_once = at_once()
         self.chunk = self.sweep.chunk or chunk_from_shapes(self._begin, self.seeds, self.traced)
         self.chunk = min(self.chunk, len(self.seeds))
         self.num_chunks = math.ceil(len(self.seeds) / self.chunk)
@@ -148,8 +148,8 @@ class Networks:
         if isinstance(self.train, Train):
             yield from self._resumed()
         todo = [number for number in range(self.num_chunks) if number not in self.finished]
-        for first in range(0, len(todo), self.num_devices):
-            yield todo[first : first + self.num_devices], None, 0
+        for first in range(0, len(todo), self.at_once):
+            yield todo[first : first + self.at_once], None, 0
 
     def _resumed(self) -> Iterator[tuple[list[int], Run, int]]:
         shapes = jax.eval_shape(self._begin_all, *self._rows([0], filled=False))
@@ -161,15 +161,15 @@ class Networks:
             return
         self.log(f"goes on at step {first} with {len(ids) * self.chunk} networks")
         self.before += len(ids) * self.chunk * first
-        for start in range(0, len(ids), self.num_devices):  # it may have been more devices then
-            some = ids[start : start + self.num_devices]
-            positions = [start + min(i, len(some) - 1) for i in range(self.num_devices)]
+        for start in range(0, len(ids), self.at_once):  # it may have been more devices then
+            some = ids[start : start + self.at_once]
+            positions = [start + min(i, len(some) - 1) for i in range(self.at_once)]
             rows = np.concatenate([np.arange(p * self.chunk, (p + 1) * self.chunk) for p in positions])
             yield some, jax.tree.map(lambda leaf, rows=rows: leaf[rows], run), first
 
     def _rows(self, ids: Sequence[int], filled: bool = True) -> tuple[Array, dict[str, Array]]:
         """Seeds and traced values of some chunks; the last chunk is repeated where devices are left, the last network where rows are."""
-        ids = [*ids, *[ids[-1]] * (self.num_devices - len(ids) if filled else 0)]
+        ids = [*ids, *[ids[-1]] * (self.at_once - len(ids) if filled else 0)]
         rows = np.concatenate([np.arange(number * self.chunk, (number + 1) * self.chunk) for number in ids])
         rows = np.minimum(rows, len(self.seeds) - 1)
         return jnp.asarray(self.seeds[rows]), {name: jnp.asarray(array[rows]) for name, array in self.traced.items()}
@@ -196,7 +196,7 @@ class Networks:
         results |= {f"curve {name}": leaf for name, leaf in curves.items()}
         return results if step is None else results | {"step": step}
 
-    def _program(self, name: str, run: Run | None = None) -> Callable[..., Any]:
+    def _program(self, name: str, run: Run | None = None) -> Any:
         """One of the compiled programs; each is compiled once."""
         if name not in self.programs:
             train = self.train

@@ -219,6 +219,7 @@ def test_the_chunk_is_halved_until_it_fits(monkeypatch):
         memory = jax.jit(js.parallel(fn, chunk=chunk)).lower(x).compile().memory_analysis()
         return memory.temp_size_in_bytes
 
+    monkeypatch.setattr(ENGINE, "_by_threads", lambda device: False)
     assert needed(16) > 3 * needed(4)
     for limit, expected in [(10**9, 64), (needed(16) * 1.2, 16), (10, 1)]:
         monkeypatch.setattr(ENGINE, "free_bytes", lambda device, limit=limit: limit)

@@ -125,7 +125,10 @@ def test_padding_keeps_an_infinite_gradient():
 
 DEVICES = """
 import warnings; warnings.simplefilter("error")
-import jax, jax.numpy as jnp, numpy as np, jaxsym as js
+import sys, importlib, jax, jax.numpy as jnp, numpy as np, jaxsym as js
+spread = sys.argv[1] == "spread"
+if spread:  # as on accelerators
+    importlib.import_module("jaxsym.parallel")._by_threads = lambda device: False
 def train(key, x):
     w = jax.random.normal(key, (4,))
     return jax.lax.scan(lambda w, _: (w - 0.1 * jax.grad(lambda w: jnp.sum(jnp.tanh(w * x) ** 2))(w), None), w, None, length=20)[0]
@@ -135,7 +138,7 @@ for num in (1, 7):
     expected = jax.vmap(train, (0, None))(keys, x)
     for chunk, devices in ((2, jax.devices()), ("auto", jax.devices()), ("auto", None)):
         run = js.parallel(train, (0, None), chunk=chunk, devices=devices)
-        assert len(run(keys, x).devices()) == (1 if devices is None else jax.device_count())  # it is brief
+        assert len(run(keys, x).devices()) == (jax.device_count() if spread else 1)
         np.testing.assert_allclose(run(keys, x), expected, rtol=1e-5, atol=1e-7)
         loss = lambda f: lambda x: jnp.sum(f(keys, x) ** 2)
         np.testing.assert_allclose(jax.grad(loss(run))(x), jax.grad(loss(jax.vmap(train, (0, None))))(x), rtol=1e-4, atol=1e-6)
@@ -158,9 +161,10 @@ print(jax.device_count())
 """
 
 
+@pytest.mark.parametrize("how", ["threads", "spread"])
 @pytest.mark.parametrize("devices", [2, 3, pytest.param(8, marks=pytest.mark.long)])
-def test_devices(python, devices):
-    assert python(DEVICES, devices=devices).strip() == str(devices)
+def test_devices(python, devices, how):
+    assert python(DEVICES, how, devices=devices).strip() == str(devices)
 
 
 IN_PLACE = """
@@ -203,14 +207,14 @@ import hashlib, jax, jax.numpy as jnp, numpy as np, optax, jaxsym as js
 x = jnp.sin(jnp.arange(64 * 30.0)).reshape(64, 30)
 def init(key):
     w = jax.random.uniform(key, (31, 8), minval=-0.2, maxval=0.2)
-    return {"w": w[:30], "v": w[30]}
-train = js.make_train(init, lambda p, x, key: jnp.mean((jnp.tanh(x @ p["w"]) @ p["v"] - 1) ** 2), optax.adam(0.01), x, steps=4)
+    return {"w": w[:30], "v": w[30:].T}
+train = js.make_train(init, lambda p, x, key: jnp.mean((jnp.tanh(x @ p["w"]) @ p["v"] - 1) ** 2), optax.adam(0.01), x, steps=40)
 def show(num, chunk, tree):
     print(num, chunk, hashlib.sha256(b"".join(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(tree))).hexdigest())
 keys = jax.random.split(jax.random.key(0), 13)
 here = jax.devices()
-run = jax.jit(js.parallel(train.start, chunk=3))(keys)
-run = js.parallel(train.advance, (0, None, None), chunk=3, devices=here, donate_argnums=0)(run, 0, 4)
+run = js.parallel(train.start, chunk=3)(keys)
+run = js.parallel(train.advance, (0, None, None), chunk=3, devices=here, donate_argnums=0)(run, 0, 40)
 show(13, 3, (run.params, run.optimizer, run.history))
 for num, chunk in [(5, 1), (5, 50)]:
     show(num, chunk, js.parallel(lambda w: jnp.tanh(x @ w).sum(), chunk=chunk, devices=here)(run.params["w"][:5]))
