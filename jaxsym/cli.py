@@ -110,18 +110,24 @@ def run(arguments: list[str]) -> None:
     tyro.cli(command, args=arguments[1:], prog=f"jaxsym run {name}")
 
 
+def _take_all_cores() -> None:
+    """One CPU device per core, unless the environment says how many."""
+    from jaxsym import use_all_cores
+
+    if "JAX_NUM_CPU_DEVICES" not in os.environ:
+        with contextlib.suppress(RuntimeError):  # too late within a program that uses JAX already
+            use_all_cores()
+
+
 def _run(name: str, study: Any, config: Any, out: Path, overwrite: bool) -> None:
-    from jaxsym import report, use_all_cores
+    from jaxsym import report
     from jaxsym.parallel.cache import keep_compiled
     from jaxsym.sweep import store
 
     out = out.expanduser().absolute()
     _check_folder(name, out, overwrite)
     keep_compiled()
-    with contextlib.suppress(
-        RuntimeError
-    ):  # too late within a program that uses JAX already: the devices there are serve
-        use_all_cores()
+    _take_all_cores()
     with StudyDisplay() as progress:
         facts = store.provenance()
         dataset = study.run(config, progress)
@@ -159,15 +165,13 @@ def sweep(arguments: list[str]) -> None:
         slurm_parallelism: Annotated[int | None, tyro.conf.arg(help="cells at a time (slurm)")] = None,
     ) -> None:
         """Run a sweep. The exit code is 1 when a cell failed; the others stand, and the same command tries it again."""
-        from jaxsym import use_all_cores
         from jaxsym.parallel.cache import keep_compiled
         from jaxsym.sweep import engine, grid
 
         _check_options(executor, arguments)
         keep_compiled()
         if executor == "inline":
-            with contextlib.suppress(RuntimeError):  # too late within a program that uses JAX already
-                use_all_cores()
+            _take_all_cores()
         slurm = {
             "partition": slurm_partition,
             "account": slurm_account,

@@ -1,4 +1,4 @@
-"""The engine: :func:`parallel` is :func:`jax.vmap`, chunked to bound memory and sharded over every device.
+"""The engine: :func:`parallel` is :func:`jax.vmap`, chunked to bound memory and spread over every core and device.
 
 Whatever runs on hundreds of networks goes through it: ``parallel(train)(keys)``.
 """
@@ -45,11 +45,12 @@ def parallel(
 ) -> Callable[..., Any]:
     """Map a function over the leading axis of its arguments, as :func:`jax.vmap` does, for ensembles of any size.
 
-    The ensemble is split over the devices (``shard_map`` on a one-dimensional mesh) and each device works through its
-    share chunk by chunk. What does not divide is padded with copies of the first network, and the padding is cut off
+    On a CPU, outside a trace, one compiled program works through the ensemble chunk by chunk, run by a thread for each
+    core. Elsewhere the ensemble is split over the devices (``shard_map`` on a one-dimensional mesh), each of which works
+    through its share chunk by chunk. A last chunk that is not full is filled up with copies of a network, which are cut off
     again. Keys and all other arguments reach ``fn`` unchanged, so a network is the same whatever the chunk and the
-    devices (up to rounding; to the bit for the same chunk and devices), with JAX's default keys; those of the ``rbg``
-    family draw otherwise under any ``vmap``.
+    devices, up to rounding; outside a trace on a CPU to the bit for the same explicit chunk, however many cores there are.
+    This holds for JAX's default keys; those of the ``rbg`` family draw otherwise under any ``vmap``.
 
     Called outside a trace it compiles by itself, once per shape; shared arguments (``in_axes`` None) are then arrays or
     numbers. Keep the function that is returned: it holds what was compiled, and the chunks that were chosen. Gradients,
@@ -64,18 +65,21 @@ def parallel(
         As for :func:`jax.vmap`: an int, None (shared by all networks), or a tuple of pytree prefixes of the positional
         arguments. Keyword arguments are mapped over axis 0.
     chunk
-        How many networks are computed at once on each device. A number is used as it is, up to the size of the ensemble.
+        How many networks are computed at once on each device or core. A number is used as it is, up to the size of the ensemble.
         With ``"auto"`` the result depends on the choice, by rounding. Outside a trace, on CPUs it is a guess from shapes,
         which is timed against a few others where the ensemble is large enough to repay that; elsewhere it is a device's
         whole share, halved until it fits into the memory. Under a trace, and with several processes, shapes decide.
     devices
-        The devices to use. When None all of the default backend; but work of a few milliseconds on CPUs is done in place
-        when nothing ties its arguments to a device, and its result is not tied to one either. With several processes
-        (``jax.distributed``), every process makes the same call with the same arguments, and gets its part of one global
-        result.
+        The devices to use. When None all of the default backend. CPU devices share their memory: outside a trace their
+        number is that of the threads, and the result is where the arguments are tied to, else on the first of the devices
+        that are named, else on the default device and not tied to it. When None there are as many threads as CPU devices,
+        or as cores where nothing has set that number; work of a few milliseconds takes one. With several
+        processes (``jax.distributed``), every process makes the same call with the same arguments, and gets its part of
+        one global result.
     donate_argnums
         Positional arguments whose memory may be used for the results of the same shape and type. Such an argument must
-        not be used afterwards. It is heeded for mapped arguments, outside a trace.
+        not be used afterwards. It is heeded for mapped arguments, outside a trace; where several threads read an argument
+        it is freed when they are done.
 
     Returns
     -------
@@ -150,14 +154,19 @@ def parallel(
             return [part(*shapes, *arrays, *counts(0))]
         # Arrays and program are made here, where those settings of JAX hold that the caller made for his thread alone.
         arrays = jax.tree.map(jnp.asarray, arrays)
-        program = part.lower(*shapes, *arrays, *counts(0)).compile()
+        traced = part.trace(*shapes, *arrays, *counts(0))
+        key = traced.jaxpr, _setting("jax_default_device")  # the same object for the same shapes and settings
+        if key not in programs:
+            programs[key] = traced.lower().compile()
 
         def compute(first: int) -> Any:
-            return jax.block_until_ready(program(*arrays, *counts(first)))
+            return jax.block_until_ready(programs[key](*arrays, *counts(first)))
 
         with concurrent.futures.ThreadPoolExecutor(plan.threads) as pool:
-            return list(pool.map(compute, range(0, total, most)))
+            others = [pool.submit(compute, first) for first in range(most, total, most)]
+            return [compute(0), *(other.result() for other in others)]
 
+    programs: dict[Any, jax.stages.Compiled] = {}
     plans: dict[Any, _Plan | None] = {}
 
     def plan_for(at: Layout, leaves: list[Any]) -> _Plan | None:
@@ -321,8 +330,13 @@ def _by_threads(device: jax.Device) -> bool:
 
 def _cpu_threads() -> int:
     """As many as there are CPU devices; where nobody chose their number, as many as cores."""
-    chosen = getattr(jax.config, "jax_num_cpu_devices", -1) > 0 or jax.local_device_count("cpu") > 1
-    return jax.local_device_count("cpu") if chosen else _cores()
+    started = jax.local_device_count("cpu")
+    return started if started > 1 or _setting("jax_num_cpu_devices") > 0 else _cores()
+
+
+def _setting(name: str) -> Any:
+    """A setting of JAX as it is in this thread."""
+    return getattr(jax.config, name)
 
 
 def _cores() -> int:
@@ -359,14 +373,14 @@ def _spread(fn: Callable[..., Any], at: Layout, shards: int, batch: int, leaves:
 def _part(fn: Callable[..., Any], at: Layout, batch: int, most: int, leaves: list[Any], first: Any, rounds: Any) -> Any:
     """Some chunks of the ensemble, from the ``first`` on, one after the other; the last network fills up the last of them.
 
-    How many is not known when it is compiled, at most ``most``. One program thus serves all threads, and no loop of a single
-    round is taken apart, so that a chunk is the same whatever is computed beside it.
+    How many is not known when it is compiled, at most ``most``: one program serves all threads, and no loop of a single round is
+    taken apart. With the barriers around a chunk, it is compiled the same whatever is computed beside it.
     """
     one = at.alone(fn)
 
     def chunk(index: Any) -> Any:
-        mapped, shared = at.split(at.rows(leaves, (first + index) * batch, batch))
-        return jax.vmap(lambda mapped: one(mapped, shared))(mapped)
+        mapped, shared = jax.lax.optimization_barrier(at.split(at.rows(leaves, (first + index) * batch, batch)))
+        return jax.lax.optimization_barrier(jax.vmap(lambda mapped: one(mapped, shared))(mapped))
 
     def body(index: Any, results: Any) -> Any:
         put = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=index * batch, axis=0)

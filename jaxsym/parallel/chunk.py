@@ -14,7 +14,7 @@ _VALUE_BYTES_ELSEWHERE = 2**26
 _LARGEST = {"cpu": 256}
 _LARGEST_ELSEWHERE = 4096
 _FEWEST = 4  # a CPU takes longer for the products of two or three networks together than for one after the other
-_BRIEF_BYTES = 2**26  # read and written by a core in 3 ms or so; to bring arrays to several devices takes another
+_BRIEF_BYTES = 2**26  # read and written by a core in 3 ms or so; to start threads and join their results takes one
 _UNKNOWN_TRIPS = 10  # of a while loop, whose trips no shape tells
 CANDIDATES = (1, 4, 16, 64)
 BUDGET = 2.0  # seconds of running, for all candidates together
@@ -22,7 +22,7 @@ _SHORT = BUDGET / 20
 
 
 def chunk_from_shapes(fn: Callable[..., Any], *args: Any) -> int:
-    """A chunk for :func:`parallel` that depends on shapes alone: never on timing, nor on the number of devices.
+    """A chunk for :func:`parallel` that depends on shapes alone: never on timing, nor on the number of cores or devices.
 
     Whoever needs the same bits from every run of an ensemble passes it on as the ``chunk``.
 

@@ -42,8 +42,8 @@ class Results(NamedTuple):
 class Networks:
     """The networks of a cell, and what has become of them.
 
-    A *segment* is a file with the results of some chunks of networks. A chunk is computed as one ``vmap`` on one device, always filled
-    up, so that its bits do not depend on what else runs beside it, or how often it was interrupted.
+    A *segment* is a file with the results of some chunks of networks. A chunk is computed as one ``vmap`` on one core or device, always
+    filled up, so that its bits do not depend on what else runs beside it, or how often it was interrupted.
 
     Parameters
     ----------
@@ -111,7 +111,7 @@ class Networks:
         return self._assembled()
 
     def _compute(self, ids: list[int], run: Run | None, first: int, told: Callable[..., None]) -> None:
-        """Some chunks, at most one for each device, to their end."""
+        """Some chunks, at most as many as are computed at once, to their end."""
         if not isinstance(self.train, Train):
             whole, rows, clock = self._program("whole"), self._rows(ids), time.perf_counter()
             results = jax.device_get(whole(*rows))
@@ -161,14 +161,14 @@ class Networks:
             return
         self.log(f"goes on at step {first} with {len(ids) * self.chunk} networks")
         self.before += len(ids) * self.chunk * first
-        for start in range(0, len(ids), self.at_once):  # it may have been more devices then
+        for start in range(0, len(ids), self.at_once):  # it may have been more at once then
             some = ids[start : start + self.at_once]
             positions = [start + min(i, len(some) - 1) for i in range(self.at_once)]
             rows = np.concatenate([np.arange(p * self.chunk, (p + 1) * self.chunk) for p in positions])
             yield some, jax.tree.map(lambda leaf, rows=rows: leaf[rows], run), first
 
     def _rows(self, ids: Sequence[int], filled: bool = True) -> tuple[Array, dict[str, Array]]:
-        """Seeds and traced values of some chunks; the last chunk is repeated where devices are left, the last network where rows are."""
+        """Seeds and traced values of some chunks; the last chunk is repeated where cores are left, the last network where rows are."""
         ids = [*ids, *[ids[-1]] * (self.at_once - len(ids) if filled else 0)]
         rows = np.concatenate([np.arange(number * self.chunk, (number + 1) * self.chunk) for number in ids])
         rows = np.minimum(rows, len(self.seeds) - 1)
@@ -210,8 +210,8 @@ class Networks:
                 fn, args = self._end, (run,)
             else:
                 fn, args = self._begin, self._rows([0])
-            mapped = jax.jit(parallel(fn, in_axes, chunk=self.chunk), donate_argnums=donated)
-            self.programs[name] = mapped.lower(*args).compile()
+            self.programs[name] = parallel(fn, in_axes, chunk=self.chunk, donate_argnums=donated)
+            self.programs[name].chunk_for(*args)  # compiles
         return self.programs[name]
 
     def _save_if_due(self) -> None:

@@ -202,6 +202,28 @@ def test_the_devices_work_at_the_same_time(python):
     assert python(TOGETHER, devices=2).strip() == str([0.0, 1.0, 2.0, 3.0, 4.0, 5.0])
 
 
+SETTINGS = """
+import jax, jax.numpy as jnp, numpy as np, jaxsym as js
+def fn(x, scale):
+    return jax.lax.fori_loop(0, 10**5, lambda _, y: jnp.cos(y) * scale, x)
+mapped = js.parallel(fn, (0, None), chunk=2)
+for _ in range(2):
+    assert mapped(np.ones((8, 30)), 0.5).dtype == jnp.float32
+    with jax.enable_x64():
+        assert mapped(np.ones((8, 30)), 0.5).dtype == jnp.float64
+inner = js.parallel(fn, (0, None), chunk=1)
+like = jax.ShapeDtypeStruct((), jnp.float32)
+host = lambda x: np.asarray(inner(np.full(4, x), 0.5))[0]
+outer = js.parallel(lambda x: jax.pure_callback(host, like, x, vmap_method="sequential"), chunk=1)
+np.testing.assert_allclose(outer(jnp.arange(6.0)), fn(jnp.arange(6.0), 0.5), rtol=1e-5)
+print("ok")
+"""
+
+
+def test_threads_work_with_the_settings_of_their_caller_and_within_one_another(python):
+    assert python(SETTINGS, devices=2).strip() == "ok"
+
+
 DIGEST = """
 import hashlib, jax, jax.numpy as jnp, numpy as np, optax, jaxsym as js
 x = jnp.sin(jnp.arange(64 * 30.0)).reshape(64, 30)
