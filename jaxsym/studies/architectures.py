@@ -4,6 +4,7 @@ An entry is a function that builds ``(apply, params, inputs)``: widths of 3 to 6
 """
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 from jaxsym.models import CNN, MLP, GatedMLP, Radial, Recurrent, SoftMixture, Transformer
+from jaxsym.symmetry import draws
 
 
 class Architecture(NamedTuple):
@@ -37,19 +39,19 @@ def start() -> Key[Array, ""]:
 @functools.cache
 def rows() -> Float[Array, "5 3"]:
     """Five inputs of three numbers."""
-    return jax.random.normal(start(), (5, 3))
+    return draws.normal(start(), 15).reshape(5, 3)
 
 
 @functools.cache
 def sequences() -> Float[Array, "2 7 6"]:
     """Two sequences of seven vectors."""
-    return jax.random.normal(start(), (2, 7, 6))
+    return draws.normal(start(), 84).reshape(2, 7, 6)
 
 
 @functools.cache
 def images() -> Float[Array, "2 8 8 1"]:
     """Two images."""
-    return jax.random.normal(start(), (2, 8, 8, 1))
+    return draws.normal(start(), 128).reshape(2, 8, 8, 1)
 
 
 @functools.cache
@@ -60,7 +62,7 @@ def tokens() -> Int[Array, "3 4"]:
 
 def normal(*shape: int) -> Float[Array, "..."]:
     """Standard normal numbers, the same for the same shape."""
-    return jax.random.normal(jax.random.key(len(shape) + sum(shape)), shape)
+    return draws.normal(jax.random.key(len(shape) + sum(shape)), math.prod(shape)).reshape(shape)
 
 
 def attention() -> nn.Module:

@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from jaxsym import tree
+from jaxsym.symmetry import draws
 from jaxsym.symmetry.factors import CATALOGUE, Factor, Kind, Slot
 
 Element = tuple[Array, ...]
@@ -136,9 +137,9 @@ class Symmetry:
     def sample(self, key: Array, scale: float = 0.5) -> Element:
         """A random element: finite parts uniform, coordinates of continuous parts normal with deviation ``scale``."""
         continuous_key, finite_key = jax.random.split(key)
-        size = sum(math.prod(factor.shape) for factor in self.factors)  # one draw for all: few shapes compile
-        coordinates = scale * jax.random.normal(continuous_key, (self.dim,))
-        return self.element(coordinates, jax.random.uniform(finite_key, (size,)))
+        size = sum(math.prod(factor.shape) for factor in self.factors)
+        coordinates = scale * draws.normal(continuous_key, self.dim)
+        return self.element(coordinates, draws.uniform(finite_key, size))
 
     def element(
         self,

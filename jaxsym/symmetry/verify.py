@@ -21,6 +21,7 @@ from jax.extend.core import Literal as Constant
 from jaxtyping import Array, Float, Int, PyTree
 
 from jaxsym.catalogue import find
+from jaxsym.symmetry import draws
 from jaxsym.symmetry.checks import checked, expect_group, expect_values, refuse_empty
 from jaxsym.symmetry.group import Symmetry
 from jaxsym.symmetry.host import normal, uniform
@@ -205,7 +206,7 @@ def perturbed(key: Array, tree: PyTree, scale: float = 0.3) -> PyTree:
     The noise has ``scale`` times the root mean square of its leaf, or of what an initialiser would give a leaf that is zero.
     """
     tree = jax.tree.map(jnp.asarray, tree)
-    noise = jax.random.normal(key, (sum(leaf.size for leaf in jax.tree.leaves(tree)),))
+    noise = draws.normal(key, sum(leaf.size for leaf in jax.tree.leaves(tree)))
     if any(isinstance(leaf, jax.core.Tracer) for leaf in (noise, *jax.tree.leaves(tree))):
         return jax.tree.map(lambda leaf, own: _shifted(leaf, own, scale), tree, _like(tree, noise))
 
