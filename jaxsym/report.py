@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import math
+import re
 import shlex
 import warnings
 from collections.abc import Mapping, Sequence
@@ -15,7 +16,7 @@ import jinja2
 import xarray as xr
 
 from jaxsym import studies, sweep_page
-from jaxsym.studies.study import Picture, Section, Study
+from jaxsym.studies.study import Picture, Section, Study, Table
 from jaxsym.sweep import store
 
 RESULTS = "results.nc"
@@ -117,12 +118,25 @@ def _write(directory: Path, title: str, sections: Sequence[Section], summary: Ma
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
+    environment.filters["words"] = _columns_of_words
     template = environment.from_string(resources.files("jaxsym").joinpath("report.html.jinja").read_text("utf-8"))
     figures = {key: _readable(value) for key, value in summary.items()}
     sortable = any(table.sortable for section in sections for table in section.tables)
     page = template.render(title=title, sections=sections, images=images, summary=figures, sortable=sortable, **rest)
     store.write_text(directory / "report.html", page)
     return directory / "report.html"
+
+
+def _columns_of_words(table: Table) -> list[bool]:
+    """Which columns of a table are read from the left: those whose cells mostly begin with something else than a number."""
+
+    def words(column: int) -> bool:
+        cells = [row[column] for row in table.rows if column < len(row)]
+        texts = [(cell if isinstance(cell, str) else cell.text).strip() for cell in cells]
+        told = [not re.match(r"[-+−±<>≤≥~]?\s*[\d.∞–—]", text) for text in texts if text]
+        return 2 * sum(told) > len(told)
+
+    return [words(column) for column in range(len(table.header))]
 
 
 def study_of(dataset: xr.Dataset, directory: Path) -> tuple[str, Study]:

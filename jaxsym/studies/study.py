@@ -18,6 +18,9 @@ from jaxsym.parallel import parallel
 Progress = Callable[[str, int, int], None]
 """Told what is under way, the net-steps done so far, and all net-steps there will be."""
 
+COUNTS = ("networks", "net_steps", "compile_seconds", "run_seconds")
+"""What the dataset of a study says of its run, beside its results."""
+
 
 class Picture(NamedTuple):
     """A figure with its file's name, what the caption says, and what it shows for those who cannot see it."""
@@ -150,8 +153,7 @@ class Clock:
 
     def variables(self) -> dict[str, Any]:
         """The times and counts as scalar variables of a dataset."""
-        names = ("networks", "net_steps", "compile_seconds", "run_seconds")
-        return {name: ((), getattr(self, name)) for name in names}
+        return {name: ((), getattr(self, name)) for name in COUNTS}
 
 
 def network_keys(seed: int, num: int) -> Array:

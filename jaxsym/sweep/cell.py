@@ -264,7 +264,10 @@ def _study(sweep: Sweep, cell: Cell, place: Path, show: Show) -> Made:
             with targets.keyed("record.variables"):
                 find({str(known): known for known in dataset.data_vars}, name, "variable")
         dataset = dataset[list(sweep.variables)]
-    finite = _finite((array.transpose("seed", ...).values for array in dataset.data_vars.values()), len(sweep.seeds))
+    numbers = [
+        array.values for array in dataset.data_vars.values() if array.dims == ("seed",)
+    ]  # of a run, not of its networks
+    finite = _finite(numbers, len(sweep.seeds))
     return Made(dataset.assign(finite=("seed", finite)), {}, 1, "", 0.0)
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import xarray as xr
 from jaxtyping import Bool, Float, Int
 
+from jaxsym.studies.study import COUNTS
 from jaxsym.sweep import records
 from jaxsym.sweep_page.text import shown
 
@@ -163,16 +164,17 @@ def points(dataset: xr.Dataset, config: Mapping[str, Any], cells: Sequence[CellF
     cell = np.arange(total) // each if trials is None else trials // search["batch"]
     done = np.array([cells[number].state == "done" for number in cell.tolist()], dtype=bool)
     whole = dataset["finite"].transpose(*dims, "seed").values.astype(bool).reshape(total, -1) & done[:, None]
+    own = {"finite", *(COUNTS if config["sweep"].get("study") else ())}
     last, left_out = {}, []
     for name, variable in sorted(dataset.data_vars.items(), key=lambda item: item[1].dtype.kind != "f"):
-        if name == "finite" or "seed" not in variable.dims or variable.dtype.kind not in "biuf":
+        if name in own or "seed" not in variable.dims or variable.dtype.kind not in "biuf":
             continue
-        own = own_dims(dataset, str(name), dims)
-        series = all(dim in ("step", f"{name}_0") or dim.endswith("_step") for dim in own) and len(own) <= 1
+        inner = own_dims(dataset, str(name), dims)
+        series = all(dim in ("step", f"{name}_0") or dim.endswith("_step") for dim in inner) and len(inner) <= 1
         if not (series or name == search.get("metric")) or 0 in variable.shape:
             left_out.append(str(name))
             continue
-        values = variable.transpose(*dims, "seed", *own).values.astype(float).reshape(*whole.shape, -1)
+        values = variable.transpose(*dims, "seed", *inner).values.astype(float).reshape(*whole.shape, -1)
         last[str(name)] = np.where(whole, _ends(values), np.nan)
     return Points(shape, axes, static, cell, trials, done, whole, last, left_out)
 
