@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from jaxsym.sweep import cell
+from jaxsym.sweep import cell, store
 from jaxsym.sweep.folder import Folder
 from jaxsym.sweep.grid import Sweep, text_of
 
@@ -62,6 +62,59 @@ def open_sweep(directory: str | Path) -> xr.Dataset:
         "nonfinite": nonfinite,
     }
     return combined
+
+
+def parameters(directory: str | Path, /, **static: Any) -> dict[str, Any]:
+    """The trained parameters of a cell as a tree.
+
+    Parameters
+    ----------
+    directory
+        The folder that ``jaxsym sweep ... --out DIR`` wrote, of training runs whose parameters are recorded.
+    **static
+        A value for each static axis, where the sweep has more than one cell.
+
+    Returns
+    -------
+    dict
+        Nested by the parts of each path; leaves ``[*traced, seeds, ...]``, NumPy arrays with an axis for each traced axis (one where they
+        are zipped; all trials of a search). ``js.parallel`` and ``jax.vmap`` map a network over them.
+
+    Raises
+    ------
+    ValueError
+        If that is not one cell, it is not finished, or no parameters are recorded in it.
+    """
+    folder = Folder(Path(directory).expanduser())
+    sweep, _ = folder.sweep()
+    cells = [one for one in sweep.cells() if all(one.static.get(name) == value for name, value in static.items())]
+    unknown = sorted(static.keys() - sweep.static.keys())
+    if unknown or not cells or (sweep.search is None and len(cells) > 1):
+        axes = (
+            "; ".join(f"{name} of {list(values)}" for name, values in sweep.static.items()) or "none, it has one cell"
+        )
+        msg = f"{folder.path}: {len(cells)} cells match {static or 'no value'}, expected one; its static axes: {axes}."
+        raise ValueError(msg)
+    named: dict[str, list[np.ndarray]] = {}
+    for one in cells:
+        place = folder.cell(one.number)
+        found = cell.record(place, sweep.digest())
+        if found is None or cell.PARAMS not in found["files"]:
+            what = "it is not finished" if found is None else "no parameters are recorded"
+            msg = f"{place}: {what}; expected a cell of training runs (`make_train`) that was not run with `params = false`."
+            raise ValueError(msg)
+        for path, array in store.read_arrays(place / cell.PARAMS)[0].items():
+            named.setdefault(path, []).append(array)
+    points = (-1,) if sweep.search else tuple(sweep.points().dims.values())
+    tree: dict[str, Any] = {}
+    for path, arrays in named.items():
+        *above, last = path.split("/")
+        inner = tree
+        for part in above:
+            inner = inner.setdefault(part, {})
+        whole = np.concatenate(arrays)
+        inner[last] = whole.reshape(*points, len(sweep.seeds), *whole.shape[1:])
+    return tree
 
 
 def _read(place: Path, sweep: Sweep) -> xr.Dataset | None:

@@ -51,6 +51,16 @@ def test_training_runs_have_their_steps(tmp_path):
     assert marks["config_hash"] == data.attrs["hash"]
     assert params["a"].shape == (6, 2, 3)
     np.testing.assert_allclose(params["b"][5], wanted.params["b"], rtol=1e-3, atol=1e-5)
+    tree = records.parameters(tmp_path / "out", width=3)
+    assert {name: array.shape for name, array in tree.items()} == {"a": (2, 3, 2, 3), "b": (2, 3, 3, 1)}
+    np.testing.assert_array_equal(tree["b"][1, 2], params["b"][5])
+    with pytest.raises(ValueError, match="2 cells match no value, expected one; its static axes: width of"):
+        records.parameters(tmp_path / "out")
+    with pytest.raises(ValueError, match="0 cells match"):
+        records.parameters(tmp_path / "out", width=4)
+    (tmp_path / "out" / "cells" / "0001" / "cell.json").unlink(missing_ok=True)
+    with pytest.raises(ValueError, match="0001: it is not finished"):
+        records.parameters(tmp_path / "out", width=3)
 
 
 def test_the_segments_are_gone_and_attributes_tell_what_it_was(tmp_path):
