@@ -21,6 +21,7 @@ RESERVED = ("seed", "step", "point", "trial", "finite", "objective", "key")
 TABLES = ("sweep", "static", "traced", "record", "search", "page")
 _KEYS = ("target", "study", "seeds", "combine", "chunk", "save_every")
 _LARGEST_SEED = 2**32 - 1
+_MOST_SEEDS = 10**6
 
 
 class Cell(NamedTuple):
@@ -316,8 +317,8 @@ def _kind(value: Any) -> str:
 
 def _seeds(value: Any) -> tuple[int, ...]:
     if _is_int(value):
-        if value < 1:
-            _refuse("sweep.seeds", value, "at least 1")
+        if not 1 <= value <= _MOST_SEEDS:
+            _refuse("sweep.seeds", value, f"1 to {_MOST_SEEDS}")
         return tuple(range(value))
     if not isinstance(value, list | tuple) or not value or not all(_is_int(seed) for seed in value):
         _refuse("sweep.seeds", value, "a number of seeds, or a list of integers")

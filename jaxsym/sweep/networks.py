@@ -84,7 +84,8 @@ class Networks:
         self.before = 0
         self.busy = 0.0  # seconds of computing; compiling and writing apart
         self.began = time.monotonic()
-        self.earlier = float(store.read_json(self.place / SECONDS) or 0.0)  # of runs that were ended
+        earlier = store.read_json(self.place / SECONDS)  # of runs that were ended
+        self.earlier = float(earlier) if isinstance(earlier, int | float) else 0.0
 
     def run(self, show: Callable[..., None]) -> "Results":
         """All networks; what is saved is not computed again."""

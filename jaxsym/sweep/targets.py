@@ -22,6 +22,7 @@ from jaxsym.loading import described, guarded, load_function, needed
 from jaxsym.sweep.grid import RESERVED, Points, Sweep
 from jaxsym.training import Train, Trained
 
+_being_loaded: list[str] = []
 WANTED = "a function factory(**static) that returns train(key, **traced), or what make_train returns"
 
 
@@ -54,12 +55,21 @@ def load(sweep: Sweep, folders: list[str]) -> Callable[..., Any]:
         Naming ``sweep.target`` or the axis.
     """
     assert sweep.target is not None
+    if sweep.target in _being_loaded:
+        msg = (
+            f"sweep.target: {sweep.target} is loaded by importing its file, which runs this sweep again while it is imported; put"
+            ' what the file does, beside defining functions, under `if __name__ == "__main__":`.'
+        )
+        raise ValueError(msg)
     sys.path.extend(folder for folder in folders[1:] if folder not in sys.path)
+    _being_loaded.append(sweep.target)
     try:
         factory = load_function(sweep.target, WANTED, base=Path(folders[0]))
     except ValueError as error:
         msg = f"sweep.target: {error}"
         raise ValueError(msg) from error
+    finally:
+        _being_loaded.remove(sweep.target)
     _check_names("static", sweep.static, factory, sweep.target)
     return factory
 

@@ -63,6 +63,23 @@ def test_training_runs_have_their_steps(tmp_path):
         records.parameters(tmp_path / "out", width=3)
 
 
+ITSELF = """
+import sys, jaxsym as js
+def factory():
+    return lambda key: {"a": 1.0}
+js.sweep.run({"sweep": {"target": f"{sys.argv[0]}:factory"}}, sys.argv[1])
+"""
+
+
+def test_a_script_that_runs_itself_when_it_is_imported(python, tmp_path):
+    script = tmp_path / "itself.py"
+    script.write_text(ITSELF)
+    said = python(None, script, tmp_path / "out", check=False)
+    assert said.returncode == 1
+    assert 'put what the file does, beside defining functions, under `if __name__ == "__main__":`' in said.stderr
+    assert not (tmp_path / "out").exists()
+
+
 def test_the_segments_are_gone_and_attributes_tell_what_it_was(tmp_path):
     data = swept(tmp_path, "accurate", static={"width": [2]})
     assert data["last"].dims == ("width", "seed")
