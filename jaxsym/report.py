@@ -134,7 +134,7 @@ def _columns_of_words(table: Table) -> list[bool]:
         cells = [row[column] for row in table.rows if column < len(row)]
         texts = [(cell if isinstance(cell, str) else cell.text).strip() for cell in cells]
         told = [not re.match(r"[-+−±<>≤≥~]?\s*[\d.∞–—]", text) for text in texts if text]
-        return 2 * sum(told) > len(told)
+        return bool(told) and 2 * sum(told) >= len(told)
 
     return [words(column) for column in range(len(table.header))]
 

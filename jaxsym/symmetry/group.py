@@ -139,7 +139,7 @@ class Symmetry:
         continuous_key, finite_key = jax.random.split(key)
         size = sum(math.prod(factor.shape) for factor in self.factors)
         coordinates = scale * draws.normal(continuous_key, self.dim)
-        return self.element(coordinates, draws.uniform(finite_key, size))
+        return jax.tree.map(jnp.asarray, self.element(coordinates, draws.uniform(finite_key, size)))
 
     def element(
         self,

@@ -162,7 +162,7 @@ print(jax.device_count())
 
 
 @pytest.mark.parametrize("how", ["threads", "spread"])
-@pytest.mark.parametrize("devices", [2, 3, pytest.param(8, marks=pytest.mark.long)])
+@pytest.mark.parametrize("devices", [2, *(pytest.param(devices, marks=pytest.mark.long) for devices in (3, 8))])
 def test_devices(python, devices, how):
     assert python(DEVICES, how, devices=devices).strip() == str(devices)
 
