@@ -155,7 +155,8 @@ def parallel(
         # Arrays and program are made here, where those settings of JAX hold that the caller made for his thread alone.
         arrays = jax.tree.map(jnp.asarray, arrays)
         traced = part.trace(*shapes, *arrays, *counts(0))
-        key = traced.jaxpr, _setting("jax_default_device")  # the same object for the same shapes and settings
+        where = _tied(jax.tree.leaves(arrays)) or _setting("jax_default_device")
+        key = traced.jaxpr, where  # the jaxpr is the same object for the same shapes and settings
         if key not in programs:
             programs[key] = traced.lower().compile()
 
@@ -171,8 +172,7 @@ def parallel(
 
     def plan_for(at: Layout, leaves: list[Any]) -> _Plan | None:
         """Where and how it is computed, for these shapes; None if the function holds tracers."""
-        tied = {device for leaf in leaves if getattr(leaf, "committed", False) for device in leaf.devices()}
-        in_place = devices is None and len(tied) <= 1
+        in_place = devices is None and len(_tied(leaves)) <= 1
         signature = at, in_place, tuple((jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves)
         if signature not in plans:
             jaxpr = jaxpr_of_one(at, leaves)
@@ -197,10 +197,7 @@ def parallel(
         share = math.ceil(at.size / threads)
 
         def run(batch: int, rounds: int) -> None:
-            placed = at.place(
-                [jnp.copy(leaf) if given else leaf for leaf, given in zip(leaves, plan.at.donated, strict=True)]
-            )
-            jax.block_until_ready(parts(plan._replace(batch=batch), placed, rounds))
+            jax.block_until_ready(parts(plan._replace(batch=batch), plan.at.place(_kept(plan.at, leaves)), rounds))
 
         return plan._replace(batch=tuned_chunk(run, share, guessed_chunk(jaxpr, share, "cpu")))
 
@@ -242,12 +239,10 @@ def parallel(
         if not plan.threads:
             return spread(plan.at, plan.batch, *plan.at.parted(placed))
         computed = parts(plan, placed)
-        if len(computed) == 1:
-            return computed[0]
         for leaf, freed in zip(placed, plan.freed, strict=True):
             if freed and isinstance(leaf, jax.Array):
                 leaf.delete()
-        return _end_to_end(computed, at.size)
+        return computed[0] if len(computed) == 1 else _end_to_end(computed, at.size)
 
     def chunk_for(*args: Any, **kwargs: Any) -> int:
         plan = plan_for(arranged(args, kwargs), jax.tree.leaves((args, kwargs))) if outside(args, kwargs) else None
@@ -311,6 +306,11 @@ class _Plan(NamedTuple):
     batch: int
     threads: int = 0
     freed: tuple[bool, ...] = ()
+
+
+def _tied(leaves: list[Any]) -> frozenset[jax.Device]:
+    """The devices that arrays are committed to."""
+    return frozenset(device for leaf in leaves if getattr(leaf, "committed", False) for device in leaf.devices())
 
 
 def _kept(at: Layout, leaves: list[Any]) -> list[Any]:

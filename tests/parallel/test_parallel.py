@@ -211,6 +211,12 @@ for _ in range(2):
     assert mapped(np.ones((8, 30)), 0.5).dtype == jnp.float32
     with jax.enable_x64():
         assert mapped(np.ones((8, 30)), 0.5).dtype == jnp.float64
+for device in jax.devices():
+    there = jax.device_put(np.ones((8, 30), np.float32), device)
+    assert mapped(there, 0.5).devices() == {device}
+    given = jax.device_put(np.ones((4, 30), np.float32), device)
+    js.parallel(lambda x: fn(x, 0.5), chunk=4, donate_argnums=0)(given)
+    assert given.is_deleted()
 inner = js.parallel(fn, (0, None), chunk=1)
 like = jax.ShapeDtypeStruct((), jnp.float32)
 host = lambda x: np.asarray(inner(np.full(4, x), 0.5))[0]
