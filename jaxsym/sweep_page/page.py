@@ -1,6 +1,7 @@
 """The sections of a sweep's page, and its headline figures."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -19,6 +20,9 @@ WHOLE = 3
 MEDIANS = 6
 NAMED = 10
 """What is named in a sentence, of cells or variables."""
+
+EDGE = 0.03
+"""The part of a range, on its own scale, that is its end."""
 
 
 class Page(NamedTuple):
@@ -43,7 +47,7 @@ def build(dataset: xr.Dataset, cells: Sequence[CellFacts]) -> Page:
     config = json.loads(dataset.attrs["config"])
     found = points(dataset, config, cells)
     ranked = rank(found, config, dataset)
-    sections = [_short(cells, found, ranked), _axes(config, found)]
+    sections = [_short(cells, found, ranked, config), _axes(config, found)]
     if ranked is not None and ranked.order:
         sections += _views(dataset, config, found, ranked)
     sections += [_points(found, ranked), _cells(cells, found)]
@@ -93,7 +97,7 @@ def _summary(
     return summary | {"difference": abs(float(ranked.score[best] - ranked.score[worst]))}
 
 
-def _short(cells: Sequence[CellFacts], found: Points, ranked: Ranked | None) -> Section:
+def _short(cells: Sequence[CellFacts], found: Points, ranked: Ranked | None, config: Mapping[str, Any]) -> Section:
     done, failed, rest = ([cell for cell in cells if cell.state == state] for state in ("done", "failed", "missing"))
     ran, seeds = int(found.done.sum()), found.finite.shape[1]
     noun = "batch" if found.unit == "trial" else "cell"
@@ -108,7 +112,8 @@ def _short(cells: Sequence[CellFacts], found: Points, ranked: Ranked | None) -> 
     if ranked is None:
         return Section("In short", [*paragraphs, "No variable has one number, or one series, for each network."])
     paragraphs.append(f"The main metric is {ranked.metric.name}: {ranked.metric.rule}.")
-    return Section("In short", [*paragraphs, _best(found, ranked)])
+    edges = _edges(found, ranked, config)
+    return Section("In short", [*paragraphs, _best(found, ranked), *([edges] if edges else [])])
 
 
 def _nonfinite(found: Points) -> str:
@@ -169,6 +174,30 @@ def _best(found: Points, ranked: Ranked) -> str:
     missing = int(found.done.sum()) - len(ranked.order)
     left = f" {counted(missing, unit)} without a finite value {'is' if missing == 1 else 'are'} not ranked."
     return f"{text}.{left if missing else ''}"
+
+
+def _edges(found: Points, ranked: Ranked, config: Mapping[str, Any]) -> str:
+    """Which hyperparameters of the best point are the last of their range, beyond which it may be better still."""
+    if not ranked.order or ranked.score[ranked.order[0]] == ranked.score[ranked.order[-1]]:
+        return ""
+    best, space = ranked.order[0], (config.get("search") or {}).get("space") or {}
+    found_at = []
+    for name, values in found.axes.items():
+        numbers = sorted({value for value in values if isinstance(value, int | float) and not isinstance(value, bool)})
+        interval, value = space.get(name, {}), values[best]
+        if value not in numbers or (interval and "low" not in interval) or (not interval and len(numbers) < 3):
+            continue
+        low, high = (interval["low"], interval["high"]) if interval else (numbers[0], numbers[-1])
+        scale = math.log if interval.get("log") else float
+        place = (
+            (scale(value) - scale(low)) / (scale(high) - scale(low))
+            if interval
+            else numbers.index(value) / (len(numbers) - 1)
+        )
+        if not EDGE < place < 1 - EDGE:
+            end = "lower" if place <= EDGE else "upper"
+            found_at.append(f"{name} {shown(value)} at the {end} end of {shown(low)} to {shown(high)}")
+    return f"The best {found.unit} has {listed(found_at)}; beyond it may be better still." if found_at else ""
 
 
 def _equals(ranked: Ranked, point: int, unit: str) -> str:

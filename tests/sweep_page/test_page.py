@@ -230,6 +230,38 @@ def test_equal_points_are_not_ranked_against_each_other():
     assert "as 5 other points have. They are 0.1 apart" in few
 
 
+@pytest.mark.parametrize(
+    ("widths", "best", "end"),
+    [
+        ([2, 4, 8, 16], 16, "upper end of 2 to 16"),
+        ([16, 2, 8, 4], 2, "lower end of 2 to 16"),
+        ([2, 4, 8, 16], 8, None),
+        ([2, 4], 4, None),  # two values have no inside
+        (["a", "b", "c"], "c", None),
+    ],
+)
+def test_the_end_of_a_range_is_pointed_out(widths, best, end):
+    data, cells = fakes.grid(width=widths)
+    score = data["test_accuracy"] * 0 + 0.5 + 0.1 * (data["width"] == best)
+    text = said(build(data.assign(test_accuracy=score), cells))
+    assert (f"The best point has width {best} at the {end}; beyond" in text) if end else ("beyond" not in text)
+
+
+def test_the_end_of_a_searched_range_is_on_its_scale():
+    data, cells = fakes.search()
+    objective = np.full(data.sizes["trial"], 1.0)
+    for value, end in ((9e-1, "upper"), (1.1e-4, "lower"), (2e-2, None)):
+        rates = np.full(data.sizes["trial"], 1e-2)
+        rates[3], objective[3] = value, 0.5
+        fields = {
+            "learning_rate": ("trial", rates),
+            "momentum": ("trial", 0 * rates + 0.5),
+            "hidden_steps": ("trial", np.full(rates.shape, 3)),
+        }
+        text = said(build(data.assign_coords(fields).assign(objective=("trial", objective)), cells))
+        assert (f"at the {end} end of 0.0001 to 1; beyond" in text) if end else ("beyond" not in text)
+
+
 def test_nothing_to_show_for_each_network():
     data, cells = fakes.cross()
     page = build(data[["weights", "finite"]], cells)
