@@ -291,7 +291,10 @@ def _strongest(found: Points, ranked: Ranked) -> str:
         names = found.along(dim)
         for point in ranked.order:
             groups.setdefault(found.label(point, names), []).append(float(ranked.score[point]))
-        spans[" with ".join(names)] = float(np.ptp([np.mean(values) for values in groups.values()]))
+        if len(groups) > 1:
+            spans[" with ".join(names)] = float(np.ptp([np.mean(values) for values in groups.values()]))
+    if not spans:
+        return f"No axis has more than one value with a finite {ranked.metric.name} yet."
     parts = [f"{spans[name]:.4g} over {name}" for name in sorted(spans, key=lambda name: -spans[name])]
     some = " and the points that have one" if len(ranked.order) < len(found.done) else ""
     return f"Averaged over all other axes{some}, the median {ranked.metric.name} differs by at most {listed(parts)}."

@@ -262,6 +262,14 @@ def test_the_end_of_a_searched_range_is_on_its_scale():
         assert (f"at the {end} end of 0.0001 to 1; beyond" in text) if end else ("beyond" not in text)
 
 
+def test_an_axis_of_which_one_value_is_done_makes_no_difference_to_report():
+    data, cells = fakes.grid(a=[1, 2], b=[1, 2, 3])
+    text = said(build(*fakes.lose(data, cells, dict.fromkeys((3, 4, 5), "missing"))))
+    assert re.search(r"differs by at most [\d.]+ over b\.", text)
+    text = said(build(*fakes.lose(data, cells, dict.fromkeys(range(1, 6), "missing"))))
+    assert "No axis has more than one value with a finite test_accuracy yet." in text
+
+
 def test_nothing_to_show_for_each_network():
     data, cells = fakes.cross()
     page = build(data[["weights", "finite"]], cells)
