@@ -77,7 +77,7 @@ def test_the_command_line_tells_of_cells_and_failures(tmp_path):
 
 
 def test_ctrl_c_keeps_what_was_done_and_a_second_run_is_refused(tmp_path):
-    of = tables("net", static={"steps": [2_000_000]}, seeds=2)
+    of = tables("net", static={"steps": [10**9], "record_every": [10**7]}, seeds=2)  # it would take hours
     file = written(tmp_path, of)
     process = command(file, tmp_path / "out")
     log = tmp_path / "out" / "cells" / "0000" / "progress.json"
