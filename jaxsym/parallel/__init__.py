@@ -197,16 +197,17 @@ def parallel(
         share = math.ceil(at.size / threads)
 
         def run(batch: int, rounds: int) -> None:
-            jax.block_until_ready(parts(plan._replace(batch=batch), plan.at.place(_kept(plan.at, leaves)), rounds))
+            tried(plan._replace(batch=batch), leaves, rounds)
 
         return plan._replace(batch=tuned_chunk(run, share, guessed_chunk(jaxpr, share, "cpu")))
 
-    def compile_(plan: _Plan, leaves: list[Any]) -> None:
-        placed = plan.at.place(_kept(plan.at, leaves))
-        if plan.threads:
-            parts(plan, placed, 0)
-        else:
-            spread.lower(plan.at, plan.batch, *plan.at.parted(placed)).compile()
+    def tried(plan: _Plan, leaves: list[Any], rounds: int) -> None:
+        """Compute so many chunks in every thread, none to compile only; nothing of the caller's is used up."""
+        kept = [jnp.copy(leaf) if donated else leaf for leaf, donated in zip(leaves, plan.at.donated, strict=True)]
+        jax.block_until_ready(parts(plan, plan.at.place(kept), rounds))
+
+    def compiled(at: Layout, batch: int, leaves: list[Any]) -> jax.stages.Compiled:
+        return spread.lower(at, batch, *at.parted(at.place(leaves))).compile()
 
     def on_devices(at: Layout, leaves: list[Any], jaxpr: Any) -> int:
         if chunk != "auto":
@@ -215,10 +216,7 @@ def parallel(
         if jax.process_count() > 1:  # all processes must come to the same
             return guessed_chunk(jaxpr, share, "cpu") if device.platform == "cpu" else share
 
-        def program(batch: int) -> jax.stages.Compiled:
-            return spread.lower(at, batch, *at.parted(at.place(leaves))).compile()
-
-        return chunk_that_fits(program, share, free_bytes(device))
+        return chunk_that_fits(lambda batch: compiled(at, batch, leaves), share, free_bytes(device))
 
     def outside(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         """Whether this call stands by itself: nothing is being traced or sharded around it, and there is work."""
@@ -245,11 +243,15 @@ def parallel(
         return computed[0] if len(computed) == 1 else _end_to_end(computed, at.size)
 
     def chunk_for(*args: Any, **kwargs: Any) -> int:
-        plan = plan_for(arranged(args, kwargs), jax.tree.leaves((args, kwargs))) if outside(args, kwargs) else None
+        leaves = jax.tree.leaves((args, kwargs))
+        plan = plan_for(arranged(args, kwargs), leaves) if outside(args, kwargs) else None
         if plan is None:
             msg = "chunk_for: called under a trace, where shapes decide; call it with arrays, outside."
             raise ValueError(msg)
-        compile_(plan, jax.tree.leaves((args, kwargs)))
+        if plan.threads:
+            tried(plan, leaves, 0)
+        else:
+            compiled(plan.at, plan.batch, leaves)
         return plan.batch
 
     mapped.chunk_for = chunk_for  # type: ignore[attr-defined]
@@ -311,11 +313,6 @@ class _Plan(NamedTuple):
 def _tied(leaves: list[Any]) -> frozenset[jax.Device]:
     """The devices that arrays are committed to."""
     return frozenset(device for leaf in leaves if getattr(leaf, "committed", False) for device in leaf.devices())
-
-
-def _kept(at: Layout, leaves: list[Any]) -> list[Any]:
-    """The leaves, of which those that are donated are copies."""
-    return [jnp.copy(leaf) if donated else leaf for leaf, donated in zip(leaves, at.donated, strict=True)]
 
 
 def at_once() -> int:

@@ -39,19 +39,19 @@ def start() -> Key[Array, ""]:
 @functools.cache
 def rows() -> Float[Array, "5 3"]:
     """Five inputs of three numbers."""
-    return jnp.asarray(draws.normal(start(), 15)).reshape(5, 3)
+    return _drawn(start(), 5, 3)
 
 
 @functools.cache
 def sequences() -> Float[Array, "2 7 6"]:
     """Two sequences of seven vectors."""
-    return jnp.asarray(draws.normal(start(), 84)).reshape(2, 7, 6)
+    return _drawn(start(), 2, 7, 6)
 
 
 @functools.cache
 def images() -> Float[Array, "2 8 8 1"]:
     """Two images."""
-    return jnp.asarray(draws.normal(start(), 128)).reshape(2, 8, 8, 1)
+    return _drawn(start(), 2, 8, 8, 1)
 
 
 @functools.cache
@@ -62,7 +62,11 @@ def tokens() -> Int[Array, "3 4"]:
 
 def normal(*shape: int) -> Float[Array, "..."]:
     """Standard normal numbers, the same for the same shape."""
-    return jnp.asarray(draws.normal(jax.random.key(len(shape) + sum(shape)), math.prod(shape)).reshape(shape))
+    return _drawn(jax.random.key(len(shape) + sum(shape)), *shape)
+
+
+def _drawn(key: Array, *shape: int) -> Float[Array, "..."]:
+    return jnp.asarray(draws.normal(key, math.prod(shape)).reshape(shape))
 
 
 def attention() -> nn.Module:

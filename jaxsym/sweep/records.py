@@ -85,6 +85,8 @@ def parameters(directory: str | Path, /, **static: Any) -> dict[str, Any]:
     ValueError
         If that is not one cell, it is not finished, or no parameters are recorded in it.
     """
+    from flax.traverse_util import unflatten_dict  # takes a second to import, and only this needs it
+
     folder = Folder(Path(directory).expanduser())
     sweep, _ = folder.sweep()
     cells = [one for one in sweep.cells() if all(one.static.get(name) == value for name, value in static.items())]
@@ -106,15 +108,9 @@ def parameters(directory: str | Path, /, **static: Any) -> dict[str, Any]:
         for path, array in store.read_arrays(place / cell.PARAMS)[0].items():
             named.setdefault(path, []).append(array)
     points = (-1,) if sweep.search else tuple(sweep.points().dims.values())
-    tree: dict[str, Any] = {}
-    for path, arrays in named.items():
-        *above, last = path.split("/")
-        inner = tree
-        for part in above:
-            inner = inner.setdefault(part, {})
-        whole = np.concatenate(arrays)
-        inner[last] = whole.reshape(*points, len(sweep.seeds), *whole.shape[1:])
-    return tree
+    whole = {path: np.concatenate(arrays) for path, arrays in named.items()}
+    shaped = {path: array.reshape(*points, len(sweep.seeds), *array.shape[1:]) for path, array in whole.items()}
+    return unflatten_dict(shaped, sep="/")
 
 
 def _read(place: Path, sweep: Sweep) -> xr.Dataset | None:

@@ -1,13 +1,13 @@
 """The sections of a sweep's page, and its headline figures."""
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import xarray as xr
 
+from jaxsym import plots
 from jaxsym.studies.study import Cell, Section, Table, listed
 from jaxsym.sweep_page import pictures
 from jaxsym.sweep_page.facts import CellFacts, Points, Ranked, points, rank
@@ -188,12 +188,10 @@ def _edges(found: Points, ranked: Ranked, config: Mapping[str, Any]) -> str:
         if value not in numbers or (interval and "low" not in interval) or (not interval and len(numbers) < 3):
             continue
         low, high = (interval["low"], interval["high"]) if interval else (numbers[0], numbers[-1])
-        scale = math.log if interval.get("log") else float
-        place = (
-            (scale(value) - scale(low)) / (scale(high) - scale(low))
-            if interval
-            else numbers.index(value) / (len(numbers) - 1)
+        scale = plots.scale(
+            name, [value], logarithmic=bool(interval.get("log")), ends=(low, high), choices=() if interval else numbers
         )
+        place = float(scale.positions[0])
         if not EDGE < place < 1 - EDGE:
             end = "lower" if place <= EDGE else "upper"
             found_at.append(f"{name} {shown(value)} at the {end} end of {shown(low)} to {shown(high)}")
