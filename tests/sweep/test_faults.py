@@ -48,6 +48,7 @@ def test_a_worker_that_is_killed_is_replaced(tmp_path):
     assert (outcome.done, outcome.failures) == (3, ())
 
 
+@pytest.mark.long
 def test_processes_and_devices_give_the_same_bits(tmp_path):
     """A chunk is the same program on one device, two or three, in this process or another."""
     of = tables("net", static={"steps": [60], "width": [2, 3]}, traced={"learning_rate": [0.1, 0.01]}, chunk=2, seeds=5)

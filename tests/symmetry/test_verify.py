@@ -193,6 +193,7 @@ def test_the_limit_is_that_of_a_standard_error(wrongly_swapped):
     np.testing.assert_allclose(few.tolerance / many.tolerance, 4, rtol=0.2)
 
 
+@pytest.mark.long
 def test_a_small_bias_is_noticed_with_enough_keys(wrongly_swapped):
     """A tenth of the noise: below the limit of few keys, above that of many."""
     assert [wrongly_swapped(0.1, num).ok for num in (128, 2**15)] == [True, False]

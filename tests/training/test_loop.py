@@ -1,6 +1,7 @@
 """make_train against a plain Python loop, written from the definition."""
 
 import functools
+import itertools
 
 import chex
 import jax
@@ -54,10 +55,16 @@ def by_hand(optimizer, steps, batch_size=None, scale=1.0):
     return params, snapshots
 
 
-@pytest.mark.parametrize("optimizer", [optax.sgd(0.1, momentum=0.9), optax.adam(0.1)], ids=["momentum", "adam"])
-@pytest.mark.parametrize("batch_size", [None, 6])
-@pytest.mark.parametrize("record_every", [1, 5, 100])
-def test_equals_a_python_loop(optimizer, batch_size, record_every):
+LOOPS = list(itertools.product((1, 5, 100), (None, 6), ("momentum", "adam")))
+QUICK = {(1, None, "momentum"), (5, 6, "adam"), (100, None, "adam"), (100, 6, "momentum")}  # each value at least once
+
+
+@pytest.mark.parametrize(
+    ("record_every", "batch_size", "optimizer"),
+    [case if case in QUICK else pytest.param(*case, marks=pytest.mark.long) for case in LOOPS],
+)
+def test_equals_a_python_loop(record_every, batch_size, optimizer):
+    optimizer = {"momentum": optax.sgd(0.1, momentum=0.9), "adam": optax.adam(0.1)}[optimizer]
     watched = {"w": lambda seen: seen.params["w"], "norm": probes.gradient_norm}
     train = js.make_train(
         init, loss, optimizer, DATA, steps=13, batch_size=batch_size, probes=watched, record_every=record_every
@@ -155,7 +162,11 @@ PIECES = [
 ]
 
 
-@pytest.mark.parametrize("options", PIECES, ids=["adam", "minibatches", "injected"])
+@pytest.mark.parametrize(
+    "options",
+    [pytest.param(PIECES[0], marks=pytest.mark.long), PIECES[1], pytest.param(PIECES[2], marks=pytest.mark.long)],
+    ids=["adam", "minibatches", "injected"],
+)
 def test_a_run_in_pieces(options):
     """Close to the whole run, and the same to the bit however it is cut."""
     watched = {"w": lambda seen: seen.params["w"], "norm": probes.gradient_norm}
