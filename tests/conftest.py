@@ -39,3 +39,9 @@ def python():
 def root():
     """The folder of the repository."""
     return Path(__file__).resolve().parent.parent
+
+
+def pytest_collection_modifyitems(items):
+    """The files that wait longest go first, so that no worker is left with one at the end."""
+    first = ("sweep", "parallel", "studies")
+    items.sort(key=lambda item: next((i for i, room in enumerate(first) if room in item.path.parts[-2:]), len(first)))

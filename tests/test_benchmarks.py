@@ -50,6 +50,7 @@ def size_of_product(params, direction, x, labels, h=1e-5):
     return np.sqrt(sum((((a - b) / (2 * h)) ** 2).sum() for a, b in zip(up, down, strict=True)))
 
 
+@pytest.mark.long
 def test_everybody_computes_what_is_written_out(root, python, modules, tmp_path):
     contenders, _ = modules
     figures, picture = tmp_path / "figures.json", tmp_path / "costs.png"
