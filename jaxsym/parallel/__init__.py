@@ -20,6 +20,7 @@ from jaxsym.parallel.arguments import NETWORKS, Layout, layout
 from jaxsym.parallel.chunk import (
     chunk_from_shapes,
     chunk_that_fits,
+    decomposes,
     free_bytes,
     guessed_chunk,
     is_brief,
@@ -73,7 +74,8 @@ def parallel(
         The devices to use. When None all of the default backend. CPU devices share their memory: outside a trace their
         number is that of the threads, and the result is where the arguments are tied to, else on the first of the devices
         that are named, else on the default device and not tied to it. When None there are as many threads as CPU devices,
-        or as cores where nothing has set that number; work of a few milliseconds takes one. With several
+        or as cores where nothing has set that number; work of a few milliseconds takes one, and so do decompositions of matrices
+        unless :func:`use_all_cores` came first, for two batches of them can wait for each other for ever. With several
         processes (``jax.distributed``), every process makes the same call with the same arguments, and gets its part of
         one global result.
     donate_argnums
@@ -181,7 +183,8 @@ def parallel(
             useful = _useful(at, leaves, jaxpr.out_avals)
             if _by_threads(at.devices[0]):
                 threads = _cpu_threads() if devices is None else len(devices)
-                threads = 1 if is_brief(jaxpr, at.size) else min(threads, at.size)
+                waits = decomposes(jaxpr) and _threads_of_xla() < 2 * threads
+                threads = 1 if waits or is_brief(jaxpr, at.size) else min(threads, at.size)
                 at = at._replace(devices=() if in_place else at.devices[:1])
                 plans[signature] = on_cpu(at, leaves, jaxpr, threads, useful)
             else:
@@ -329,6 +332,12 @@ def _cpu_threads() -> int:
     """As many as there are CPU devices; where nobody chose their number, as many as cores."""
     started = jax.local_device_count("cpu")
     return started if started > 1 or _setting("jax_num_cpu_devices") > 0 else _cores()
+
+
+def _threads_of_xla() -> int:
+    """In its pool, from which the threads that compute take more while they wait."""
+    asked = os.environ.get("NPROC", "")
+    return int(asked) if asked.isdecimal() else _cores()
 
 
 def _setting(name: str) -> Any:

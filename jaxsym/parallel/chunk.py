@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+from jax.extend.core import Primitive
 
 from jaxsym.parallel.arguments import ensemble_size
 
@@ -15,6 +16,7 @@ _LARGEST = {"cpu": 256}
 _LARGEST_ELSEWHERE = 4096
 _FEWEST = 4  # a CPU takes longer for the products of two or three networks together than for one after the other
 _BRIEF_BYTES = 2**26  # read and written by a core in 3 ms or so; to start threads and join their results takes one
+_DECOMPOSITIONS = {value.name for value in vars(jax.lax.linalg).values() if isinstance(value, Primitive)}
 _UNKNOWN_TRIPS = 10  # of a while loop, whose trips no shape tells
 CANDIDATES = (1, 4, 16, 64)
 BUDGET = 2.0  # seconds of running, for all candidates together
@@ -100,6 +102,14 @@ def is_brief(jaxpr: Any, networks: int) -> bool:
         How many.
     """
     return networks * _traffic(jaxpr.jaxpr) < _BRIEF_BYTES
+
+
+def decomposes(jaxpr: Any) -> bool:
+    """Whether matrices are decomposed or solved with, which XLA has done by LAPACK on a CPU."""
+    return any(
+        equation.primitive.name in _DECOMPOSITIONS or any(decomposes(inner) for inner in _within(equation))
+        for equation in getattr(jaxpr, "jaxpr", jaxpr).eqns
+    )
 
 
 def even(chunk: int, share: int) -> int:

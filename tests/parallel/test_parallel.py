@@ -357,3 +357,22 @@ def test_all_cores_and_too_late(python):
     result = python(late, devices=97, check=False)
     assert "use_all_cores() came too late" in result.stderr
     assert "97 CPU device(s)" in result.stderr
+
+
+DECOMPOSED = """
+import jax, jax.numpy as jnp, numpy as np, jaxsym as js
+keys = jax.random.split(jax.random.key(0), 400)
+def one(key):
+    matrix = jax.random.normal(key, (40, 40))
+    return jnp.linalg.eigvalsh(matrix + matrix.T)
+for _ in range(5):
+    found = js.parallel(one, chunk=8)(keys)
+np.testing.assert_allclose(found, jax.lax.map(one, keys), atol=1e-3)
+print("ok")
+"""
+
+
+def test_batches_of_decompositions_do_not_wait_for_each_other(python, monkeypatch):
+    """Two threads, and a pool of XLA with no thread to spare: that hung."""
+    monkeypatch.setenv("NPROC", "2")
+    assert python(DECOMPOSED, devices=2).strip() == "ok"
