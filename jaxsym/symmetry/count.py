@@ -134,6 +134,71 @@ def functional_dimension(widths: Sequence[int]) -> int:
     return parameters - sum(widths[1:-1])
 
 
+def linear_hessian_rank(widths: Sequence[int], data_rank: int | None = None, *, zero_residual: bool = True) -> int:
+    """Rank of the Hessian of the squared error of a linear network without biases, at generic parameters.
+
+    With ``q`` the smallest width, ``r`` the rank of the inputs and ``K`` outputs, ``q (r + K - q)`` where the residual is zero; elsewhere, with ``L`` kernels
+    and ``M`` hidden units in all, ``2 q M - L q^2 + q (r + K)``.
+
+    Parameters
+    ----------
+    widths
+        Input, hidden..., output.
+    data_rank
+        Of the matrix of inputs; the input width when None.
+    zero_residual
+        Whether every output is its target.
+
+    Notes
+    -----
+    *Source*: Singh, Bachmann, Hofmann 2021 (arXiv:2106.16225), theorems 3 and 8.
+
+    Examples
+    --------
+    >>> [linear_hessian_rank(widths) for widths in ((3, 4, 2), (5, 3, 4), (3, 4, 4, 2))]
+    [6, 18, 6]
+    >>> [linear_hessian_rank(widths, zero_residual=False) for widths in ((3, 4, 2), (5, 3, 4), (3, 4, 4, 2))]
+    [18, 27, 30]
+    """
+    widths = _checked(widths)
+    hidden, outputs = widths[1:-1], widths[-1]
+    rank = widths[0] if data_rank is None else data_rank
+    if not 1 <= rank <= widths[0]:
+        msg = f"data_rank: got {data_rank}, expected from 1 to the input width {widths[0]}."
+        raise ValueError(msg)
+    q = min(rank, *widths)
+    if zero_residual:
+        return q * (rank + outputs - q)
+    return 2 * q * sum(hidden) - (len(hidden) + 1) * q**2 + q * (rank + outputs)
+
+
+def duplicated_hessian_rank(inputs: int, clusters: Sequence[int], outputs: int, *, smooth: bool = True) -> int:
+    """Rank of the Hessian of the squared error of one hidden layer whose units are copies, at zero residual; biases in both layers.
+
+    ``K + sum_g [K + min(c_g, K) (d + 1)]`` over clusters of ``c_g`` units that compute the same; ``d`` in place of ``d + 1`` for ReLU, whose rescaling takes one.
+
+    Parameters
+    ----------
+    inputs, outputs
+        ``d`` and ``K``.
+    clusters
+        Sizes ``c_g`` of the groups of equal units.
+    smooth
+        Whether the activation is smooth and generic (tanh), or ReLU.
+
+    Examples
+    --------
+    >>> duplicated_hessian_rank(3, (3, 2), 1), duplicated_hessian_rank(3, (3, 2), 1, smooth=False)
+    (11, 9)
+    """
+    if not clusters:
+        msg = "clusters: got none, expected the size of each group of equal units."
+        raise ValueError(msg)
+    _checked([inputs, *clusters, outputs])
+    each = inputs + 1 if smooth else inputs
+    return outputs + sum(outputs + min(copies, outputs) * each for copies in clusters)
+
+
 def _bell(last: int) -> list[int]:
     """Bell's numbers, the ways to split a set, from 0 to ``last``: by his triangle."""
     numbers, row = [1], [1]

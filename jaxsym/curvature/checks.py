@@ -1,0 +1,181 @@
+"""What curvature refuses before it computes, in which precision it computes, and what fits into memory."""
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
+from jaxtyping import PyTree
+
+from jaxsym import tree
+from jaxsym.parallel.chunk import free_bytes
+from jaxsym.symmetry.verify import wide
+
+_zero = jax.jit(lambda: jnp.zeros(()))
+
+
+def checked(loss: Callable[..., Any], params: PyTree, batch: tuple[Any, ...], who: str) -> None:
+    """Refuse parameters that are not floating and a loss that is not a scalar; by shapes alone.
+
+    Raises
+    ------
+    TypeError
+        If ``loss`` is not callable or a leaf is not floating.
+    ValueError
+        If there are no parameters, or the loss is not one real number.
+    """
+    if not callable(loss):
+        msg = f"{who}: loss is of type {type(loss).__name__}, expected a function loss(params)."
+        raise TypeError(msg)
+    leaves = tree.leaves(params)
+    if not sum(map(jnp.size, leaves.values())):
+        msg = f"{who}: params has no numbers, expected at least one."
+        raise ValueError(msg)
+    for path, leaf in leaves.items():
+        if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
+            msg = (
+                f"{who}: {path or 'params'} has dtype {jnp.result_type(leaf)}, expected a floating one; close over it, or take"
+                " the other leaves by js.curvature.block."
+            )
+            raise TypeError(msg)
+    value = jax.eval_shape(loss, params, *batch)
+    shapes = [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(value)]
+    if len(shapes) != 1 or shapes[0][0] != () or not jnp.issubdtype(shapes[0][1], jnp.floating):
+        got = ", ".join(f"{dtype}{list(shape)}" for shape, dtype in shapes) or "nothing"
+        msg = f"{who}: the loss is {got}, expected one real number: take a mean or a sum."
+        raise ValueError(msg)
+
+
+def checked_direction(params: PyTree, v: PyTree, who: str) -> None:
+    """Refuse a vector that is not like the parameters.
+
+    Raises
+    ------
+    ValueError
+        Naming the path.
+    """
+    if list(tree.leaves(params)) != list(tree.leaves(v)):
+        msg = f"{who}: v has the leaves {', '.join(tree.leaves(v)) or 'none'}, expected those of params: {', '.join(tree.leaves(params))}."
+        raise ValueError(msg)
+    for (path, leaf), other in zip(tree.leaves(params).items(), jax.tree.leaves(v), strict=True):
+        if jnp.shape(leaf) != jnp.shape(other) or jnp.result_type(leaf) != jnp.result_type(other):
+            got, want = (f"{jnp.result_type(x)}{list(jnp.shape(x))}" for x in (other, leaf))
+            msg = f"{who}: {path or 'v'} of v is {got}, expected {want} as in params."
+            raise ValueError(msg)
+
+
+def checked_finite(name: str, value: PyTree, who: str) -> None:
+    """Refuse NaN and infinity where there are values to look at.
+
+    Raises
+    ------
+    ValueError
+        Naming the path.
+    """
+    for path, leaf in tree.leaves(value).items():
+        if isinstance(leaf, jax.core.Tracer):
+            continue
+        wrong = int(np.sum(~np.isfinite(np.asarray(leaf, float))))
+        if wrong:
+            msg = (
+                f"{who}: {name}{'/' * bool(path)}{path} has {wrong} entries that are NaN or infinite, expected finite numbers;"
+                " look for the step at which training diverged."
+            )
+            raise ValueError(msg)
+
+
+def rows_of(data: PyTree, batch_size: int | None, who: str) -> int:
+    """How many rows there are.
+
+    Raises
+    ------
+    ValueError
+        If the leaves differ, there is none, or the batch size is no positive int.
+    """
+    if batch_size is not None and (isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1):
+        msg = f"{who}: batch_size: got {batch_size!r}, expected a positive int, or None for all rows."
+        raise ValueError(msg)
+    rows = {path or "data": jnp.shape(leaf)[:1] for path, leaf in tree.leaves(data).items()}
+    if len(set(rows.values())) != 1 or () in rows.values() or (0,) in rows.values():
+        got = ", ".join(f"{path} {list(shape)}" for path, shape in rows.items()) or "no leaves"
+        msg = f"{who}: data: got {got}, expected leaves with the same number of rows, at least one."
+        raise ValueError(msg)
+    return next(iter(rows.values()))[0]
+
+
+def traced() -> bool:
+    """Whether this is inside ``jit``, where the precision is settled already."""
+    return isinstance(_zero(), jax.core.Tracer)
+
+
+@contextlib.contextmanager
+def exact() -> Iterator[Callable[[PyTree], PyTree]]:
+    """Float64 and full matrix products; inside ``jit`` full products in the precision of the caller. Yields what widens arrays to it."""
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(jax.default_matmul_precision("highest"))
+        if traced():
+            yield lambda value: value
+        else:
+            stack.enter_context(jax.enable_x64(True))
+            yield wide
+
+
+def lasting(value: PyTree) -> PyTree:
+    """Arrays as NumPy's where JAX would compute with them in float32."""
+    known = not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(value))
+    return jax.tree.map(np.asarray, value) if known and not jax.config.jax_enable_x64 else value
+
+
+def one_by_one(fn: Callable[..., PyTree]) -> Callable[..., PyTree]:
+    """``fn``, which under ``vmap`` on a CPU takes one after the other.
+
+    Two batches of decompositions at the same time can wait for each other for ever there: each holds a thread of XLA's pool while it waits for
+    others. What is differentiated is ``fn`` itself.
+    """
+    if jax.default_backend() != "cpu":
+        return fn
+
+    def called(*args: PyTree) -> PyTree:
+        closed, shape = jax.make_jaxpr(fn, return_shape=True)(*args)
+
+        def plain(constants: Any, leaves: Any) -> Any:  # with what the function closes over as an argument
+            return jaxpr_as_fun(ClosedJaxpr(closed.jaxpr, constants))(*leaves)
+
+        run = jax.custom_jvp(jax.custom_batching.sequential_vmap(plain))
+        run.defjvp(lambda primals, tangents: jax.jvp(plain, primals, tangents))
+        return jax.tree.unflatten(jax.tree.structure(shape), run(closed.consts, jax.tree.leaves(args)))
+
+    return called
+
+
+def expect_room(shape: tuple[int, ...], dtype: Any, who: str, instead: str) -> None:
+    """Refuse an array that takes more than what is free of the memory.
+
+    Raises
+    ------
+    ValueError
+        With the GiB that it wants and what to call instead.
+    """
+    wanted, free = math.prod(shape) * np.dtype(dtype).itemsize, _free_bytes()
+    if free is not None and wanted > free:
+        msg = (
+            f"{who}: {' x '.join(map(str, shape))} numbers of {np.dtype(dtype).name} take {wanted / 2**30:.1f} GiB, and"
+            f" {free / 2**30:.1f} GiB are free; {instead}."
+        )
+        raise ValueError(msg)
+
+
+def _free_bytes() -> int | None:
+    """The free memory of the default device, None if nothing tells."""
+    device = jax.devices()[0]
+    if device.platform != "cpu":
+        return free_bytes(device)
+    try:
+        with open("/proc/meminfo") as file:
+            return next(int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration):
+        return None

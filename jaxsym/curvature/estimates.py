@@ -1,0 +1,173 @@
+"""Traces and spectral densities from products alone, with what is known of their errors."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PyTree
+from matfree import stochtrace
+
+from jaxsym.curvature.products import Loss, size
+from jaxsym.curvature.spectrum import Point, computed, krylov
+
+
+class Trace(NamedTuple):
+    """An estimate of a trace, and its standard error over the samples."""
+
+    value: Float[Array, ""]
+    standard_error: Float[Array, ""]
+
+
+class Density(NamedTuple):
+    """A spectral density, smoothed: the integral over the grid is 1, but for what lies outside.
+
+    Attributes
+    ----------
+    grid, values
+        ``[points]``: eigenvalue, and density there.
+    broadening
+        Standard deviation of the Gaussian that stands for each node.
+    nodes, weights
+        ``[samples, matvecs]``: Ritz values of each start and their weights, which add up to 1 for each start; NaN and 0 after a breakdown.
+    standard_error
+        ``[points]``: of ``values``, over the starts.
+    """
+
+    grid: Float[Array, " points"]
+    values: Float[Array, " points"]
+    broadening: Float[Array, ""]
+    nodes: Float[Array, "samples matvecs"]
+    weights: Float[Array, "samples matvecs"]
+    standard_error: Float[Array, " points"]
+
+
+def trace(
+    loss: Loss | None,
+    params: PyTree,
+    key: Array,
+    num: int = 16,
+    *,
+    semidefinite: bool = False,
+    product: Callable[[PyTree, PyTree], PyTree] | None = None,
+) -> Trace:
+    """The trace of the Hessian by XTrace, or by XNysTrace where the matrix is positive semi-definite.
+
+    From half as many samples as parameters on, XTrace is exact, and costs as many products as there are parameters.
+
+    Parameters
+    ----------
+    loss, params, product
+        As for :func:`~jaxsym.curvature.spectrum`.
+    key, num
+        Of the Gaussian samples, and how many: ``2 num`` products for XTrace, ``num`` for XNysTrace; from 2 up to the number of parameters.
+    semidefinite
+        Whether no eigenvalue is negative: true of the Gauss-Newton and Fisher matrices, of a Hessian only near a minimum.
+
+    Raises
+    ------
+    ValueError
+        As for :func:`~jaxsym.curvature.hessian`, and if ``num`` is out of range.
+
+    Notes
+    -----
+    *Source*: Epperly, Tropp, Webber 2024 (arXiv:2301.07825), algorithms 2.1 and 4.1.
+
+    Examples
+    --------
+    >>> found = trace(lambda x: (x**2 * jnp.arange(4.0)).sum() / 2, jnp.ones(4), jax.random.key(0), 4)
+    >>> float(found.value)
+    6.0
+    """
+    _expect("trace", "num", num, 2, size(params), "the number of parameters")
+
+    def found(point: Point) -> Trace:
+        matvec, at, _ = point
+
+        def samples(key: Array) -> Array:
+            return jax.random.normal(key, (num, *at.shape), at.dtype)
+
+        integrand = stochtrace.leave_one_out_xnystrace() if semidefinite else stochtrace.leave_one_out_xtrace()
+        return Trace(*stochtrace.estimator_leave_one_out_mean_and_sem(integrand, samples)(matvec, key))
+
+    return computed(found, loss, params, product, "trace")
+
+
+def density(
+    loss: Loss | None,
+    params: PyTree,
+    key: Array,
+    *,
+    num_samples: int = 10,
+    num_matvecs: int | None = None,
+    num_points: int = 1000,
+    broadening: float = 0.01,
+    product: Callable[[PyTree, PyTree], PyTree] | None = None,
+) -> Density:
+    """The density of the Hessian's eigenvalues, by stochastic Lanczos quadrature.
+
+    ``mean over starts of sum_i w_i N(t; theta_i, sigma^2)``, with the Ritz values ``theta`` of a Gaussian start and the squared first entries ``w`` of
+    their vectors.
+
+    Parameters
+    ----------
+    loss, params, product
+        As for :func:`~jaxsym.curvature.spectrum`.
+    key, num_samples
+        Of the Gaussian starts, and how many.
+    num_matvecs
+        Steps of Lanczos for each, at most as many as there are parameters; 50 when None, or as many as there are.
+    num_points
+        Of the grid, which reaches three standard deviations beyond the outermost nodes.
+    broadening
+        ``sigma`` in units of the range of the nodes.
+
+    Raises
+    ------
+    ValueError
+        As for :func:`~jaxsym.curvature.hessian`, and if a number is out of range.
+
+    Notes
+    -----
+    *Source*: Lin, Saad, Yang 2016 (arXiv:1308.5467), section 3.2; for networks Ghorbani, Krishnan, Xiao 2019 (arXiv:1901.10159).
+
+    Examples
+    --------
+    >>> found = density(lambda x: (x**2 * jnp.arange(4.0)).sum() / 2, jnp.ones(4), jax.random.key(0), num_matvecs=4)
+    >>> bool(jnp.allclose(found.nodes[0], jnp.arange(4.0), atol=1e-10))
+    True
+    """
+    num_matvecs = min(50, size(params)) if num_matvecs is None else num_matvecs
+    _expect("density", "num_matvecs", num_matvecs, 1, size(params), "the number of parameters")
+    _expect("density", "num_samples", num_samples, 1)
+    _expect("density", "num_points", num_points, 2)
+    if not broadening > 0:
+        msg = f"density: broadening: got {broadening}, expected a positive part of the range of eigenvalues."
+        raise ValueError(msg)
+
+    def found(point: Point) -> Density:
+        matvec, at, _ = point
+        starts = jax.random.normal(key, (num_samples, *at.shape), at.dtype)
+        spaces = jax.lax.map(lambda start: krylov(matvec, start, num_matvecs), starts)
+        nodes, weights = spaces.ritz, jnp.where(jnp.isnan(spaces.ritz), 0, spaces.vectors[:, 0] ** 2)
+        low, high = jnp.nanmin(nodes), jnp.nanmax(nodes)
+        span = jnp.where(high > low, high - low, jnp.where(high == 0, 1, jnp.abs(high)))
+        sigma = broadening * span
+        grid = jnp.linspace(low - 3 * sigma, high + 3 * sigma, num_points)
+
+        def smoothed(nodes: Array, weights: Array) -> Array:
+            heights = jax.scipy.stats.norm.pdf(grid[:, None], jnp.where(jnp.isnan(nodes), 0, nodes), sigma)
+            return heights @ weights
+
+        each = jax.vmap(smoothed)(nodes, weights)
+        error = each.std(axis=0, ddof=1) / num_samples**0.5 if num_samples > 1 else jnp.full(num_points, jnp.inf)
+        return Density(grid, each.mean(axis=0), sigma, nodes, weights, error)
+
+    return computed(found, loss, params, product, "density")
+
+
+def _expect(who: str, name: str, got: int, least: int, most: int | None = None, why: str = "") -> None:
+    if isinstance(got, bool) or got != int(got) or got < least or (most is not None and got > most):
+        bound = f"from {least} to {most}, {why}" if most is not None else f"of at least {least}"
+        msg = f"{who}: {name}: got {got!r}, expected an int {bound}."
+        raise ValueError(msg)

@@ -1,0 +1,147 @@
+"""Sharpness, and sharpness that no symmetry changes: the least along the orbit.
+
+Rescaling a ReLU unit changes the Hessian but not the function, so that the largest eigenvalue of one and the same function is as large as one likes.
+Its minimum over the orbit is a number of the function (as are the path norm, :func:`jaxsym.symmetry.paths.path_norm`, and
+:func:`~jaxsym.curvature.effective_dimension`).
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Bool, Float, PyTree
+
+from jaxsym.curvature.products import Loss, size
+from jaxsym.curvature.spectrum import DENSE, Point, computed, dense
+from jaxsym.symmetry.checks import expect_group
+from jaxsym.symmetry.group import Symmetry
+
+SETTLED = 1e-6
+"""A gradient along the orbit below this part of the measure counts as zero."""
+
+
+class Sharpness(NamedTuple):
+    """Measures at the given parameters, and their least along the orbit.
+
+    Attributes
+    ----------
+    trace, largest
+        Trace and largest eigenvalue of the Hessian.
+    least_trace, least_largest
+        The least that was found along the orbit of the continuous part of the group, each by itself.
+    trace_settled, largest_settled
+        Whether the gradient along the orbit vanishes there: then it is a minimum (a trace of squares is convex in the logarithms of rescalings,
+        so that there is only one). Where the largest eigenvalue is double it has corners, and this stays False.
+    trace_coordinates, largest_coordinates
+        Lie-algebra coordinates ``[sym.dim]`` of the element that leads there: ``sym.act(sym.exp(coordinates), params)``.
+    """
+
+    trace: Float[Array, ""]
+    largest: Float[Array, ""]
+    least_trace: Float[Array, ""]
+    least_largest: Float[Array, ""]
+    trace_settled: Bool[Array, ""]
+    largest_settled: Bool[Array, ""]
+    trace_coordinates: Float[Array, " dim"]
+    largest_coordinates: Float[Array, " dim"]
+
+
+def sharpness(loss: Loss, params: PyTree, sym: Symmetry, *, steps: int = 200) -> Sharpness:
+    """Trace and largest eigenvalue of the Hessian, raw and as the minimum over the orbit; densely, up to 2000 parameters.
+
+    Parameters
+    ----------
+    loss, params
+        As for :func:`~jaxsym.curvature.hessian`.
+    sym
+        A group that leaves the loss as it is. Its finite factors change no eigenvalue.
+    steps
+        Iterations of L-BFGS over the Lie-algebra coordinates, at most.
+
+    Raises
+    ------
+    TypeError
+        If ``sym`` is no group, or a parameter is not floating.
+    ValueError
+        As for :func:`~jaxsym.curvature.hessian`, and beyond 2000 parameters.
+
+    Notes
+    -----
+    *Source*: that flatness is not invariant, Dinh, Pascanu, Bengio, Bengio 2017 (arXiv:1703.04933), theorem 4; minima over rescalings, Tsuzuku,
+    Sato, Sugiyama 2020 (arXiv:1901.04653).
+
+    Examples
+    --------
+    >>> import jaxsym as js
+    >>> apply = lambda p, x: jax.nn.relu(x * p["a"]) * p["b"]
+    >>> x = jnp.ones(1)
+    >>> sym = js.discover(apply, {"a": x, "b": x}, x)
+    >>> found = sharpness(lambda p: ((apply(p, x) - 4) ** 2).sum() / 2, {"a": jnp.array([8.0]), "b": jnp.array([0.5])}, sym)
+    >>> round(float(found.largest), 3), round(float(found.least_largest), 3)  # a^2 + b^2, and at a = b = 2
+    (64.25, 8.0)
+    """
+    expect_group(sym, "sharpness")
+    if size(params) > DENSE:
+        msg = (
+            f"sharpness: {size(params)} parameters, expected at most {DENSE}, for the Hessian is dense: take a layer by js.curvature.block,"
+            " or js.curvature.trace and spectrum for the raw measures alone."
+        )
+        raise ValueError(msg)
+
+    def found(point: Point) -> Sharpness:
+        def moved(coordinates: Array) -> Float[Array, "P P"]:
+            there = sym.act(sym.exp(coordinates), point.back(point.at)) if sym.dim else point.back(point.at)
+            at, back = ravel_pytree(there)
+            gradient = jax.grad(lambda at: loss(back(at)))
+            return dense(Point(lambda v: jax.jvp(gradient, (at,), (v,))[1], at, back))
+
+        def largest(coordinates: Array) -> Float[Array, ""]:
+            return jnp.linalg.eigvalsh(moved(coordinates))[-1]
+
+        def traced(coordinates: Array) -> Float[Array, ""]:
+            return jnp.trace(moved(coordinates))
+
+        still = jnp.zeros(sym.dim, point.at.dtype)
+        at_trace, trace_settled = _least(traced, still, steps)
+        at_largest, largest_settled = _least(largest, still, steps)
+        return Sharpness(
+            traced(still),
+            largest(still),
+            traced(at_trace),
+            largest(at_largest),
+            trace_settled,
+            largest_settled,
+            at_trace,
+            at_largest,
+        )
+
+    return computed(found, loss, params, None, "sharpness", is_dense=True)
+
+
+def _least(
+    measure: Callable[[Array], Array], start: Float[Array, " dim"], steps: int
+) -> tuple[Float[Array, " dim"], Bool[Array, ""]]:
+    """Where L-BFGS takes a measure, and whether its gradient vanishes there."""
+    if not start.size:
+        return start, jnp.ones((), bool)
+    minimizer = optax.lbfgs()
+    together = optax.value_and_grad_from_state(measure)
+
+    def unsettled(carry: tuple[Array, Any, Array, Array]) -> Bool[Array, ""]:
+        _, _, index, slope = carry
+        return (index < steps) & (slope > SETTLED**2)
+
+    def step(carry: tuple[Array, Any, Array, Array]) -> tuple[Array, Any, Array, Array]:
+        at, state, index, _ = carry
+        value, gradient = together(at, state=state)
+        change, state = minimizer.update(gradient, state, at, value=value, grad=gradient, value_fn=measure)
+        moved = at + change
+        after = optax.tree.get(state, "grad")
+        return moved, state, index + 1, jnp.linalg.norm(after) / jnp.abs(value)
+
+    first = (start, minimizer.init(start), jnp.zeros((), int), jnp.array(jnp.inf, start.dtype))
+    at, _, _, slope = jax.lax.while_loop(unsettled, step, first)
+    return at, slope <= SETTLED

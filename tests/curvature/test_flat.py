@@ -1,0 +1,257 @@
+"""Null spaces against the integers of theory, and orbits inside them where they must be, and only there."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.flatten_util import ravel_pytree
+
+import jaxsym as js
+from jaxsym.curvature import Flat, effective_dimension, flat, hessian, sharpness
+from jaxsym.curvature.flat import ranked
+from jaxsym.symmetry.paths import path_norm
+from jaxsym.symmetry.verify import perturbed, wide
+
+KEY = jax.random.key(0)
+
+
+@pytest.fixture(autouse=True)
+def float64():
+    with jax.enable_x64(True):
+        yield
+
+
+def case(widths, activation, *, use_bias=True, rows=60, seed=0):
+    """A network at random parameters, and targets that it meets exactly."""
+    keys = jax.random.split(jax.random.key(seed), 3)
+    net = js.models.MLP(widths[1:], activation, use_bias)
+    x = jax.random.normal(keys[0], (rows, widths[0]))
+    params = perturbed(keys[1], wide(net.init(keys[2], x)), 1.0)
+    y = net.apply(params, x)
+
+    away = jax.random.normal(jax.random.key(7), y.shape)
+
+    def loss(params, distance=0.0):
+        return jnp.mean(jnp.sum((net.apply(params, x) - y - distance * away) ** 2, axis=-1)) / 2
+
+    return net, x, params, loss
+
+
+@pytest.mark.parametrize(
+    ("widths", "at_zero", "elsewhere"),
+    [((3, 4, 2), 6, 18), ((5, 3, 4), 18, 27), ((3, 4, 4, 2), 6, 30), ((5, 3, 4, 2), None, None)],
+)
+def test_linear_networks_have_the_rank_of_the_formula(widths, at_zero, elsewhere):
+    net, x, params, loss = case(widths, "identity", use_bias=False)
+    sym = js.discover(net.apply, params, x)
+    found = flat(loss, params, sym, apply=net.apply, inputs=(x,))
+    assert int(found.rank) == js.count.linear_hessian_rank(widths)
+    assert found.gap > 1e6
+    assert bool(found.contained)
+    assert bool(found.critical)
+    assert (
+        int(found.unexplained)
+        == int(found.nullity - found.orbit_dim)
+        == int(found.hidden + found.on_data + found.beyond)
+    )
+    away = flat(lambda params: loss(params, 0.7), params, sym)
+    assert not bool(away.contained)
+    assert not bool(away.critical)
+    assert found.identity < 1e-13
+    assert away.identity < 1e-13
+    if at_zero:
+        assert (int(found.rank), int(away.rank)) == (at_zero, elsewhere)
+        assert js.count.linear_hessian_rank(widths, zero_residual=False) == elsewhere
+    if len(widths) == 4 and at_zero is None:
+        assert int(found.nullity) > int(found.orbit_dim)
+
+
+def test_the_rank_of_the_data_counts():
+    net, x, params, _ = case((5, 3, 4), "identity", use_bias=False)
+    flattened = np.asarray(x) * [1, 1, 1, 1, 0]
+    y = net.apply(params, flattened)
+    found = flat(lambda p: jnp.mean((net.apply(p, flattened) - y) ** 2), params, js.discover(net.apply, params, x))
+    assert int(found.rank) == js.count.linear_hessian_rank((5, 3, 4), 4)
+
+
+@pytest.mark.parametrize(("activation", "nullity"), [("tanh", 0), ("relu", 4), ("square", 6)])
+def test_null_spaces_at_zero_residual_are_kernels_of_the_jacobian(activation, nullity):
+    net, x, params, _ = case((3, 4, 2), activation, rows=200)
+    sym = js.discover(net.apply, params, x)
+
+    @jax.vmap
+    def found(key):  # at several parameters: dead and always-on units add to the null space
+        there = perturbed(key, params, 1.0)
+        y = net.apply(there, x)
+        return flat(lambda p: jnp.mean((net.apply(p, x) - y) ** 2), there, sym, apply=net.apply, inputs=(x,))
+
+    seen = jax.jit(found)(jax.random.split(KEY, 12))
+    clear = seen.gap >= 1e4
+    assert clear.sum() >= 8
+    assert seen.contained.all()
+    assert (seen.orbit_dim == sym.dim).all()
+    assert (seen.on_data == 0)[clear].all()
+    assert (seen.beyond == 0)[clear].all()
+    assert seen.nullity[clear].min() == nullity
+    assert seen.hidden[clear].min() == nullity - sym.dim
+
+
+def test_too_few_data_are_told_apart_from_symmetry():
+    net, x, params, loss = case((3, 6, 1), "tanh", rows=10)
+    found = flat(loss, params, js.discover(net.apply, params, x), apply=net.apply, inputs=(x,))
+    assert (int(found.nullity), int(found.hidden), int(found.on_data), int(found.beyond)) == (31 - 10, 0, 31 - 10, 0)
+    assert "21 flat dimensions are not the group's: 0 at any input, 21 on these inputs only, 0 of the loss" in str(
+        found
+    )
+
+
+def test_the_softmax_shift_is_flat_everywhere():
+    net, x, params, _ = case((4, 6, 3), "tanh", rows=100)
+    labels = np.arange(100) % 3
+
+    def loss(params):
+        return optax.softmax_cross_entropy_with_integer_labels(net.apply(params, x), labels).mean()
+
+    found = flat(loss, params, js.discover(loss, params), apply=net.apply, inputs=(x,))
+    assert (int(found.nullity), int(found.orbit_dim), bool(found.contained), bool(found.critical)) == (
+        7,
+        7,
+        True,
+        False,
+    )
+    assert int(found.unexplained) == 0
+    of_the_network = flat(loss, params, js.discover(net.apply, params, x), apply=net.apply, inputs=(x,))
+    assert (int(of_the_network.unexplained), int(of_the_network.beyond)) == (7, 7)
+
+
+@pytest.mark.parametrize("clusters", [(3, 2), (1, 1), (4, 1)])
+@pytest.mark.parametrize("outputs", [1, 2])
+@pytest.mark.parametrize("activation", ["tanh", "relu"])
+def test_copied_units_have_the_rank_of_the_formula(activation, outputs, clusters):
+    net, x, params, _ = case((3, sum(clusters), outputs), activation, rows=200)
+    of = np.repeat(np.arange(len(clusters)), clusters)
+    first = np.searchsorted(of, of)  # every unit reads what the first of its group reads
+
+    @jax.vmap
+    def rank(key):
+        layers = perturbed(key, params, 1.0)["params"]
+        layer = layers["Dense_0"]
+        there = {"params": layers | {"Dense_0": {"kernel": layer["kernel"][:, first], "bias": layer["bias"][first]}}}
+        y = net.apply(there, x)
+        matrix = hessian(lambda p: jnp.mean((net.apply(p, x) - y) ** 2), there)
+        return ranked(jnp.abs(jnp.linalg.eigvalsh(matrix)), 1e-6)[0]
+
+    ranks = jax.jit(rank)(jax.random.split(KEY, 12))
+    assert int(ranks.max()) == js.count.duplicated_hessian_rank(3, clusters, outputs, smooth=activation == "tanh")
+
+
+def test_a_group_of_another_loss_is_no_orbit_of_this_one():
+    _net, x, params, loss = case((3, 4, 2), "tanh")
+    relu = js.models.MLP((4, 2), "relu")
+    found = flat(loss, params, js.discover(relu.apply, params, x))
+    assert not bool(found.contained)
+    away = flat(lambda params: loss(params, 0.7), params, js.discover(relu.apply, params, x))
+    assert away.identity > 1e-3  # the identity of a symmetry fails
+
+
+def test_many_at_once_are_as_each_alone():
+    net, x, params, loss = case((3, 4, 2), "relu")
+    sym = js.discover(net.apply, params, x)
+    many = jax.vmap(lambda key: perturbed(key, params))(jax.random.split(KEY, 5))
+    found = js.parallel(lambda params: flat(loss, params, sym, apply=net.apply, inputs=(x,)), chunk=2)(many)
+    assert found.outside.shape == (5, 4)
+    for i in range(5):
+        alone = flat(loss, jax.tree.map(lambda leaf: leaf[i], many), sym, apply=net.apply, inputs=(x,))  # noqa: B023
+        assert [int(getattr(found, name)[i]) for name in ("rank", "nullity", "hidden", "negative")] == [
+            int(getattr(alone, name)) for name in ("rank", "nullity", "hidden", "negative")
+        ]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "rank"),
+    [
+        ([3.0, 1e-3, 1e-13, 1e-15], 2),
+        ([1.0, 0.5], 2),
+        ([0.0, 0.0], 0),
+        ([5.0, 1e-4, 0.0], 2),
+        ([1.0, 1e-3, 1e-8, 1e-16], 3),
+        ([1.0, 0.1, 0.003, 2e-5, 9e-7], 5),
+        ([1.0, 1e-5, 3e-7, 1e-8, 1e-9], 5),
+        ([2.0], 1),
+    ],
+)
+def test_ranks_by_the_widest_gap(sizes, rank):
+    found, gap, limit = ranked(jnp.array(sizes), 1e-6)
+    assert int(found) == rank
+    assert (np.array(sizes) > float(limit)).sum() == rank
+    assert gap > 10 or rank == 0
+
+
+def test_it_says_which_case_it_is():
+    net, x, params, loss = case((3, 4, 2), "relu")
+    sym = js.discover(net.apply, params, x)
+    here, away = str(flat(loss, params, sym)), str(flat(lambda params: loss(params, 0.5), params, sym))
+    assert "a critical point" in here
+    assert "the orbit lies in the null space" in here
+    assert "no critical point" in away
+    assert "the orbit does not lie in the null space" in away
+    assert isinstance(flat(loss, params, sym), Flat)
+
+
+def test_a_group_is_wanted():
+    net, _, params, loss = case((3, 4, 2), "relu")
+    with pytest.raises(TypeError, match="flat: sym is of type method, expected a Symmetry"):
+        flat(loss, params, net.init)
+
+
+class TestWhatSymmetryCannotFool:
+    def moved(self, log):
+        net, x, params, loss = case((3, 4, 2), "relu")
+        sym = js.discover(net.apply, params, x)
+        return net, x, sym.act(sym.exp(jnp.zeros(sym.dim).at[1].set(log)), params), loss, sym
+
+    def test_raw_sharpness_grows_without_bound_and_its_minimum_stays(self):
+        found = []
+        for log in (0.0, 2.0, 6.0):
+            net, x, params, loss, sym = self.moved(log)
+            matrix = hessian(loss, params)
+            measured = sharpness(loss, params, sym)
+            np.testing.assert_allclose(measured.trace, np.trace(matrix), rtol=1e-10)
+            np.testing.assert_allclose(measured.largest, np.linalg.eigvalsh(matrix)[-1], rtol=1e-10)
+            found.append((measured, path_norm(net.apply, params, x[:1]), effective_dimension(net.apply, params, x)))
+        (first, norm, dimension), _, (last, moved_norm, moved_dimension) = found
+        assert last.largest > 1e3 * first.largest
+        assert last.trace > 1e3 * first.trace
+        for one, _, _ in found:
+            np.testing.assert_allclose(one.least_trace, first.least_trace, rtol=1e-6)
+            np.testing.assert_allclose(one.least_largest, first.least_largest, rtol=1e-2)
+            assert one.least_trace < one.trace
+            assert one.least_largest < one.largest
+            assert bool(one.trace_settled)
+        np.testing.assert_allclose(norm, moved_norm, rtol=1e-6)
+        assert int(dimension) == int(moved_dimension) == int(np.linalg.matrix_rank(self.jacobian()))
+
+    def jacobian(self):
+        net, x, params, _ = case((3, 4, 2), "relu")
+        vector, back = ravel_pytree(params)
+        return np.asarray(jax.jacrev(lambda vector: net.apply(back(vector), x).ravel())(vector))
+
+    def test_the_least_is_no_more_than_at_hundreds_of_random_points_of_the_orbit(self):
+        _, _, params, loss, sym = self.moved(0.0)
+        least = sharpness(loss, params, sym)
+        there = jax.vmap(lambda key: sym.act(sym.sample(key, 0.3), params))(jax.random.split(KEY, 300))
+        values = np.asarray(js.parallel(lambda params: jnp.linalg.eigvalsh(hessian(loss, params)))(there))
+        assert values.sum(axis=1).min() > least.least_trace * (1 - 1e-9)
+        assert values.max(axis=1).min() > least.least_largest * (1 - 1e-3)
+
+    def test_without_a_continuous_group_raw_is_least(self):
+        net, x, params, loss = case((3, 4, 2), "tanh")
+        found = sharpness(loss, params, js.discover(net.apply, params, x))
+        assert float(found.trace) == float(found.least_trace)
+        assert float(found.largest) == float(found.least_largest)
+
+    def test_too_many_parameters(self):
+        net, x, params, loss = case((3, 400, 2), "relu", rows=5)
+        with pytest.raises(ValueError, match="sharpness: 2402 parameters, expected at most 2000"):
+            sharpness(loss, params, js.discover(net.apply, params, x))
