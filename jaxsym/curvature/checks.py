@@ -127,7 +127,7 @@ def exact() -> Iterator[Callable[[PyTree], PyTree]]:
 def lasting(value: PyTree) -> PyTree:
     """Arrays as NumPy's where JAX would compute with them in float32."""
     known = not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(value))
-    return jax.tree.map(np.asarray, value) if known and not jax.config.jax_enable_x64 else value
+    return jax.tree.map(np.asarray, value) if known and jnp.result_type(float) == jnp.float32 else value
 
 
 def one_by_one(fn: Callable[..., PyTree]) -> Callable[..., PyTree]:
