@@ -55,7 +55,10 @@ def test_the_program_of_the_readme_runs(root, python, tmp_path):
     (tmp_path / "symmetry.py").write_text("".join(symmetry))
     said = python(None, tmp_path / "symmetry.py")
     assert "\n2880 9\n" in said
-    assert said.endswith("nullity 9, orbit 9: complete\n")
+    assert "nullity 9, orbit 9: complete\n" in said
+    assert "rank 44, nullity 9" in said
+    assert "a critical point" in said
+    assert "the orbit lies in the null space" in said
     shape, distinct = python(None, script).splitlines()
     assert shape == "(200, 4)"
     assert float(distinct) > 3.9
