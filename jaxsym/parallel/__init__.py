@@ -4,11 +4,11 @@ Whatever runs on hundreds of networks goes through it: ``parallel(train)(keys)``
 """
 
 import collections
-import concurrent.futures
 import functools
 import math
 import os
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -30,6 +30,7 @@ from jaxsym.parallel.chunk import (
 
 __all__ = ["at_once", "chunk_from_shapes", "parallel", "use_all_cores"]
 
+_DEBUGGING = ("jax_disable_jit", "jax_debug_nans", "jax_debug_infs")
 _zero = jax.jit(lambda: jnp.zeros(()))
 _end_to_end = jax.jit(
     lambda parts, size: jax.tree.map(lambda *leaves: jnp.concatenate(leaves)[:size], *parts), static_argnums=1
@@ -51,7 +52,8 @@ def parallel(
     through its share chunk by chunk. A last chunk that is not full is filled up with copies of a network, which are cut off
     again. Keys and all other arguments reach ``fn`` unchanged, so a network is the same whatever the chunk and the
     devices, up to rounding; outside a trace on a CPU to the bit for the same explicit chunk, however many cores there are.
-    This holds for JAX's default keys; those of the ``rbg`` family draw otherwise under any ``vmap``.
+    This holds for JAX's default keys; those of the ``rbg`` family draw otherwise under any ``vmap``. With ``jax.disable_jit``,
+    ``jax.debug_nans`` or ``jax.debug_infs`` it is ``jax.vmap`` itself, so that errors are where they are looked for.
 
     Called outside a trace it compiles by itself, once per shape; shared arguments (``in_axes`` None) are then arrays or
     numbers. Keep the function that is returned: it holds what was compiled, and the chunks that were chosen. Gradients,
@@ -165,8 +167,12 @@ def parallel(
         def compute(first: int) -> Any:
             return jax.block_until_ready(programs[key](*arrays, *counts(first)))
 
-        with concurrent.futures.ThreadPoolExecutor(plan.threads) as pool:
-            others = [pool.submit(compute, first) for first in range(most, total, most)]
+        firsts = range(most, total, most)
+        with ThreadPoolExecutor(plan.threads) as pool:
+            try:
+                others = [pool.submit(compute, first) for first in firsts]
+            except RuntimeError:  # the main thread has ended: no thread can be started any more
+                return [compute(first) for first in (0, *firsts)]
             return [compute(0), *(other.result() for other in others)]
 
     programs: dict[Any, jax.stages.Compiled] = {}
@@ -230,6 +236,8 @@ def parallel(
 
     @functools.wraps(fn)
     def mapped(*args: Any, **kwargs: Any) -> Any:
+        if any(map(_setting, _DEBUGGING)):
+            return jax.vmap(fn, in_axes)(*args, **kwargs)
         if not outside(args, kwargs):
             return within(*args, **kwargs)
         at, leaves = arranged(args, kwargs), jax.tree.leaves((args, kwargs))

@@ -51,7 +51,9 @@ class Layout(NamedTuple):
         if self.size % number == 0:
             cut = functools.partial(jax.lax.dynamic_slice_in_dim, start_index=start, slice_size=number)
         else:
-            cut = functools.partial(jnp.take, indices=start + jnp.arange(number), mode="clip")
+            cut = functools.partial(
+                jnp.take, indices=start + jnp.arange(number, dtype=jnp.result_type(start)), mode="clip"
+            )
         return [leaf if axis is None else cut(leaf, axis=axis) for leaf, axis in zip(leaves, self.axes, strict=True)]
 
     def alone(self, fn: Callable[..., Any]) -> Callable[[list[Any], list[Any]], Any]:

@@ -376,3 +376,30 @@ def test_batches_of_decompositions_do_not_wait_for_each_other(python, monkeypatc
     """Two threads, and a pool of XLA with no thread to spare: that hung."""
     monkeypatch.setenv("NPROC", "2")
     assert python(DECOMPOSED, devices=2).strip() == "ok"
+
+
+def test_debugging_is_that_of_vmap():
+    run = js.parallel(lambda x: jnp.log(x) * jnp.ones(5000), chunk=3)
+    given = jnp.arange(1.0, 8)
+    with jax.disable_jit():
+        np.testing.assert_allclose(run(given), jax.vmap(jnp.log)(given)[:, None] * np.ones(5000), rtol=1e-6)
+    with jax.debug_nans(True), pytest.raises(FloatingPointError, match="in log"):
+        run(given.at[-1].set(-1.0))
+
+
+def test_strict_promotion_of_types():
+    with jax.enable_x64(True), jax.numpy_dtype_promotion("strict"):
+        found = js.parallel(lambda x: x @ x, chunk=3)(jnp.ones((7, 4)))
+    np.testing.assert_array_equal(found, np.full(7, 4.0))
+
+
+LATE = """
+import threading, jax, jax.numpy as jnp, jaxsym as js
+run = js.parallel(lambda x: (jnp.outer(x, x) @ jnp.ones((1000, 10))).sum(), chunk=1)
+given = jnp.ones((64, 1000))
+threading.Thread(target=lambda: (threading.main_thread().join(), print(float(run(given).sum())))).start()
+"""
+
+
+def test_a_thread_works_on_when_the_main_one_has_ended(python):
+    assert python(LATE, devices=2).strip() == str(64 * 1000 * 1000 * 10.0)
