@@ -395,11 +395,11 @@ def test_strict_promotion_of_types():
 
 LATE = """
 import threading, jax, jax.numpy as jnp, jaxsym as js
-run = js.parallel(lambda x: (jnp.outer(x, x) @ jnp.ones((1000, 10))).sum(), chunk=1)
+run = js.parallel(lambda x: jnp.outer(x, x).max() + jnp.outer(x, jnp.cumsum(x)).max(), chunk=1)
 given = jnp.ones((64, 1000))
 threading.Thread(target=lambda: (threading.main_thread().join(), print(float(run(given).sum())))).start()
 """
 
 
 def test_a_thread_works_on_when_the_main_one_has_ended(python):
-    assert python(LATE, devices=2).strip() == str(64 * 1000 * 1000 * 10.0)
+    assert python(LATE, devices=2).strip() == str(64 * 1001.0)
