@@ -25,8 +25,10 @@ SMALL = 1e-6
 """Eigenvalues below this part of the largest may count as zero: those below the widest gap there do."""
 CONTAINED = 1e-4
 """Sine of the angle between a generator and the null space, at most, where the orbit counts as contained."""
-CRITICAL = 1e-8
-"""A gradient below this part of ``|H| |params|`` counts as zero."""
+CRITICAL = 1e-4
+"""Where a Newton step is shorter than this part of the parameters the gradient counts as zero."""
+NOTHING = 1e-8
+"""And where in the null space it is less than this part of ``|H| |params|``."""
 MORE = 4  # further sets of inputs, to tell what holds on the given ones only
 
 
@@ -48,7 +50,7 @@ class Flat(NamedTuple):
     gradient_norm
         ``|grad L|``.
     critical
-        Whether that counts as zero: only then must the orbit be contained.
+        Whether that counts as zero, by the length of a Newton step: only then must the orbit be contained.
     outside
         ``[sym.dim]``: sine of the angle between each generator and the null space.
     identity
@@ -175,7 +177,10 @@ def flat(
         each = jnp.eye(sym.dim, dtype=at.dtype)
         moved = jax.vmap(lambda one: pull(one[:, None] * gradient)[0])(each)  # (D xi_i)' grad L
         away = jnp.linalg.norm(unit @ matrix + moved / jnp.where(lengths > 0, lengths, 1)[:, None], axis=1)
-        norm = jnp.linalg.norm(gradient)
+        norm, length = jnp.linalg.norm(gradient), jnp.linalg.norm(at)
+        slopes = gradient @ vectors
+        newton = jnp.linalg.norm(jnp.where(kept, slopes / jnp.where(kept, values, 1), 0))
+        within_null = jnp.linalg.norm(jnp.where(kept, 0, slopes))
         nullity = at.size - rank
         hidden = on_data = beyond = None
         if apply is not None:
@@ -189,7 +194,7 @@ def flat(
             gap,
             (kept & (values < 0)).sum(),
             norm,
-            norm <= CRITICAL * largest * jnp.linalg.norm(at),
+            (newton <= CRITICAL * length) & (within_null <= NOTHING * largest * length),
             outside,
             away.max(initial=0) / jnp.where(largest > 0, largest, 1),
             nullity - within,

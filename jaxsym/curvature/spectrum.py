@@ -14,7 +14,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, PyTree
 from matfree import decomp
 
-from jaxsym.curvature.checks import checked, checked_finite, exact, expect_room, lasting, one_by_one
+from jaxsym.curvature.checks import checked, checked_finite, exact, expect_room, lasting, one_by_one, traced
 from jaxsym.curvature.products import Loss, hvp, size
 
 DENSE = 2000
@@ -226,6 +226,7 @@ def computed(
     if loss is None and product is None:
         msg = f"{who}: loss is None, expected a function loss(params), or a product."
         raise TypeError(msg)
+    inside = traced()  # where nothing can be refused by its value
     with exact() as widened:
         # Under the settings of what follows: JAX keeps the constants of a function as they were at first.
         checked(_length if loss is None or product is not None else loss, params, (), who)
@@ -242,10 +243,11 @@ def computed(
                     return ravel_pytree(hvp(loss, back(at), back(v)))[0]  # type: ignore[arg-type]
                 return ravel_pytree(product(back(at), back(v)))[0]
 
-            return compute(Point(matvec, at, back)), matvec(jnp.ones_like(at))
+            found = compute(Point(matvec, at, back))
+            return found, None if inside else matvec(jnp.ones_like(at))
 
-        found, products = jax.jit(one_by_one(whole))(at)
-        checked_finite("products with vectors", products, who)
+        found, product_with_ones = jax.jit(one_by_one(whole))(at)
+        checked_finite("products with vectors", product_with_ones, who)
     return lasting(found)
 
 
