@@ -25,10 +25,10 @@ SMALL = 1e-6
 """Eigenvalues below this part of the largest may count as zero: those below the widest gap there do."""
 CONTAINED = 1e-4
 """Sine of the angle between a generator and the null space, at most, where the orbit counts as contained."""
-CRITICAL = 1e-4
-"""Where a Newton step is shorter than this part of the parameters the gradient counts as zero."""
-NOTHING = 1e-8
-"""And where in the null space it is less than this part of ``|H| |params|``."""
+CRITICAL = 1e-8
+"""A gradient below this part of ``|H| |params|`` counts as zero,"""
+STEP = 1e-4
+"""if a Newton step is shorter than this part of the parameters."""
 MORE = 4  # further sets of inputs, to tell what holds on the given ones only
 
 
@@ -50,7 +50,7 @@ class Flat(NamedTuple):
     gradient_norm
         ``|grad L|``.
     critical
-        Whether that counts as zero, by the length of a Newton step: only then must the orbit be contained.
+        Whether that counts as zero, by its size and by the length of a Newton step: only then must the orbit be contained.
     outside
         ``[sym.dim]``: sine of the angle between each generator and the null space.
     identity
@@ -180,7 +180,6 @@ def flat(
         norm, length = jnp.linalg.norm(gradient), jnp.linalg.norm(at)
         slopes = gradient @ vectors
         newton = jnp.linalg.norm(jnp.where(kept, slopes / jnp.where(kept, values, 1), 0))
-        within_null = jnp.linalg.norm(jnp.where(kept, 0, slopes))
         nullity = at.size - rank
         hidden = on_data = beyond = None
         if apply is not None:
@@ -194,7 +193,7 @@ def flat(
             gap,
             (kept & (values < 0)).sum(),
             norm,
-            (newton <= CRITICAL * length) & (within_null <= NOTHING * largest * length),
+            (norm <= CRITICAL * largest * length) & (newton <= STEP * length),
             outside,
             away.max(initial=0) / jnp.where(largest > 0, largest, 1),
             nullity - within,

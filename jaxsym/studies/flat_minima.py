@@ -410,7 +410,7 @@ def _key(name: str) -> str:
 
 
 STUDY = Study(
-    title="where minima are flat: null spaces beside orbits, rank formulas, outliers, and sharpness along an orbit",
+    title="where minima are flat: null spaces beside orbits, ranks, outliers, sharpness along an orbit",
     config=Config(),
     quick=Config(networks=6, adam_steps=500, polish_steps=400, digits_steps=100, sharp=2),
     run=run,

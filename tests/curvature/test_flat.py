@@ -125,7 +125,9 @@ def test_the_softmax_shift_is_flat_everywhere():
     assert (int(of_the_network.unexplained), int(of_the_network.beyond)) == (7, 7)
 
 
-@pytest.mark.parametrize("clusters", [(3, 2), (1, 1), (4, 1)])
+@pytest.mark.parametrize(
+    "clusters", [(3, 2), *(pytest.param(clusters, marks=pytest.mark.long) for clusters in ((1, 1), (4, 1)))]
+)
 @pytest.mark.parametrize("outputs", [1, 2])
 @pytest.mark.parametrize("activation", ["tanh", "relu"])
 def test_copied_units_have_the_rank_of_the_formula(activation, outputs, clusters):

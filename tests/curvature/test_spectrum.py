@@ -71,7 +71,9 @@ def test_which(which, want):
     np.testing.assert_allclose(found.eigenvalues, want, rtol=0, atol=1e-13)
 
 
-@pytest.mark.parametrize("which", ["magnitude", "largest", "smallest"])
+@pytest.mark.parametrize(
+    "which", ["magnitude", *(pytest.param(which, marks=pytest.mark.long) for which in ("largest", "smallest"))]
+)
 def test_krylov_finds_the_extreme_ones_with_their_copies(sparse, which):
     bulk = np.linspace(-1, 1, 290)
     eigenvalues = np.sort(np.concatenate([[-9.0, -9, -7, -5, -5], bulk, [6.0, 8, 8, 8, 10]]))
@@ -94,7 +96,11 @@ def test_what_is_not_converged_says_so(sparse):
 
 @pytest.mark.parametrize(
     "eigenvalues",
-    [np.full(60, 3.0), np.repeat([-1.0, 0, 4], 20), np.r_[np.zeros(59), 2.0]],
+    [
+        pytest.param(np.full(60, 3.0), marks=pytest.mark.long),
+        np.repeat([-1.0, 0, 4], 20),
+        pytest.param(np.r_[np.zeros(59), 2.0], marks=pytest.mark.long),
+    ],
     ids=["multiple", "three", "rank 1"],
 )
 def test_a_breakdown_is_no_eigenvalue(sparse, eigenvalues):

@@ -67,9 +67,7 @@ def test_graphs_grow_and_are_acyclic(results):
     one = graph("gradient")
     assert (one.edges[:, 0] < one.edges[:, 1]).all()
     assert (one.depth[one.edges[:, 0]] < one.depth[one.edges[:, 1]]).all()
-    assert (
-        one.primitives.count("dot_general") == 4
-    )  # two forward, one back to the hidden layer is fused with none: x'dz, h'do
+    assert one.primitives.count("dot_general") == 5  # x A and h B; do B', h' do and x' dz
 
 
 def test_the_page_says_the_figures_and_needs_nothing_else(folder, summary):

@@ -16,7 +16,7 @@ import jaxsym as js
 from jaxsym.symmetry.verify import perturbed, wide
 from tests.symmetry.networks import BUILDERS
 
-QUICK = ("attention", "cross entropy")
+QUICK = ("attention",)
 SLOW = (
     "a bottleneck between",
     "a rescaling of what a change of basis moves",
