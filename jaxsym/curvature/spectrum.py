@@ -104,7 +104,7 @@ def hessian(loss: Loss, params: PyTree) -> Float[Array, "P P"]:
     array([[6., 2.],
            [2., 0.]])
     """
-    return computed(lambda point: dense(point), loss, params, None, "hessian", is_dense=True)
+    return computed(dense, loss, params, None, "hessian", is_dense=True)
 
 
 def spectrum(
