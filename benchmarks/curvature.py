@@ -19,13 +19,13 @@ import multiprocessing
 import os
 import statistics
 import sys
-import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import turns
 from rich.console import Console
 from rich.table import Table
 
@@ -36,8 +36,6 @@ ALONE = 8  # networks that those who take them one by one take
 TOP, TOLERANCE = 5, 1e-3  # eigenvalues, and their relative error
 SAMPLES, STEPS = 10, 50  # of the density
 EFFORTS = (10, 15, 20, 30, 40, 60, 100, 150, 200)
-SHORTEST = 0.05  # seconds; what is faster is repeated within a measurement
-BUSY = ": other programs are running, and every time below is theirs too."
 TASKS = ("gradient", "hvp", "top", "density", "ensemble")
 TITLES = {
     "gradient": "gradient",
@@ -123,9 +121,6 @@ class Ready(NamedTuple):
     run: Callable[[], Any]
     values: Callable[[Any], np.ndarray]
     networks: int = 1
-
-
-_ready: dict[str, tuple[Ready, int]] = {}
 
 
 def begin(threads: int) -> None:
@@ -358,27 +353,8 @@ class Prepared(NamedTuple):
 
 def prepare(label: str, side: str, task: str, name: str, effort: int) -> Prepared:
     ready = (with_jax if side == "jax" else with_torch)(task, name, effort)
-    start = time.perf_counter()
-    result = ready.run()
-    first = time.perf_counter() - start
-    again = timed(ready, 1)
-    _ready[label] = ready, max(1, int(SHORTEST / again))
+    result, first = turns.hold(label, ready.run)
     return Prepared(first, ready.networks, ready.values(result))
-
-
-def timed(ready: Ready, number: int) -> float:
-    start = time.perf_counter()
-    for _ in range(number):
-        ready.run()
-    return (time.perf_counter() - start) / number
-
-
-def turn(label: str) -> float:
-    return timed(*_ready[label])
-
-
-def forget() -> None:
-    _ready.clear()
 
 
 # In the main process.
@@ -433,12 +409,7 @@ def compare(
                 missing.pop(name, None)
                 if task != "top" or error <= TOLERANCE:
                     break
-    seconds: dict[str, list[float]] = {name: [] for name in found}
-    for number in range(rounds):
-        order = list(found)
-        cut = number % len(order)
-        for name in order[cut:] + order[:cut]:
-            seconds[name].append(call(found[name][0], turn, f"{task} {name}"))
+    seconds = turns.in_turns(list(found), rounds, lambda name: call(found[name][0], turns.turn, f"{task} {name}"))
     scale = {
         name: NETWORKS / prepared.networks if task == "ensemble" else 1.0 for name, (_, prepared, _, _) in found.items()
     }
@@ -462,27 +433,24 @@ def compare(
 def verdicts(threads: int, results: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
     """Goal by goal: what was to be reached, what was measured, and whether that is enough."""
     rows = {task: result["rows"] for task, result in results.items()}
-    median = lambda task, name: rows[task][name]["median"]  # noqa: E731
-    product = median("hvp", OURS)
-    entries = [
-        ("HVP in gradients, at most", 2.5, product / median("gradient", JAX)),
-        ("density: over its products, at most", 1.2, median("density", OURS) / (SAMPLES * STEPS * product)),
-        ("largest: over its products, at most", 1.2, median("top", OURS) / (rows["top"][OURS]["effort"] * product)),
-    ]
-    found = [
-        {"threads": threads, "goal": name, "bound": bound, "measured": value, "reached": value <= bound}
-        for name, bound, value in entries
-    ]
-    for task, bound in (("top", 1.0), ("density", 1.0), ("ensemble", 10.0)):
+    found = []
+
+    def judge(task: str, against: str, goal: float, measured: float, *, at_most: bool = False) -> None:
+        named = f"{task}, {threads} thread{'s' * (threads > 1)}"
+        reached = measured <= goal if at_most else measured >= goal
+        found.append({"task": named, "against": against, "goal": goal, "measured": measured, "reached": reached})
+
+    product = rows["hvp"][OURS]["median"]
+    judge("hvp", "over a gradient, at most", 2.5, product / rows["gradient"][JAX]["median"], at_most=True)
+    for task, products in (("top", rows["top"][OURS]["effort"]), ("density", SAMPLES * STEPS)):
+        judge(task, "over its products, at most", 1.2, rows[task][OURS]["median"] / (products * product), at_most=True)
+    for task, goal in (("top", 1.0), ("density", 1.0), ("ensemble", 10.0)):
         for name, row in rows[task].items():
             if name in (OURS, BOTH) or (task == "ensemble" and name == JAX):
                 continue
             good = task != "top" or row["error"] <= TOLERANCE
-            value = row["median"] / median(task, OURS) if good else float("inf")
-            text = f"{TITLES[task]}: {name} over ours, at least"
-            found.append(
-                {"threads": threads, "goal": text, "bound": bound, "measured": value, "reached": value >= bound}
-            )
+            measured = row["median"] / rows[task][OURS]["median"] if good else float("inf")
+            judge(task, f"{name}, times ours at least", goal, measured)
     return found
 
 
@@ -526,8 +494,7 @@ def main() -> int:
     rounds = chosen.rounds or (1 if chosen.quick else 7)
     threads = [1] if chosen.quick else chosen.threads
     sides = ["jax", *(["torch"] if importlib.util.find_spec("torch") else [])]
-    load = os.getloadavg()[0]
-    console.print(f"{os.cpu_count()} cores, load {load:.1f}" + (BUSY if load > 0.5 else "."))
+    load = turns.load(console)
     if "torch" not in sides:
         console.print("torch: unavailable (the extra 'bench' has it and the peers); the rest runs.")
     truth: dict[str, np.ndarray] = {}
@@ -550,22 +517,13 @@ def main() -> int:
             results[task] = compare(call, sides, task, truth, rounds)
             show(console, count, results[task])
             for side in sides:
-                call(side, forget)
+                call(side, turns.forget)
         everything.append({"threads": count, "tasks": results})
         if set(chosen.only) == set(TASKS) and not chosen.quick:
             judged += verdicts(count, results)
         for pool in working.values():
             pool.shutdown()
-    if judged:
-        table = Table("threads", "goal", "bound", "measured", "", title="goals")
-        for verdict in judged:
-            said = "reached" if verdict["reached"] else "[red]NOT REACHED[/]"
-            table.add_row(
-                str(verdict["threads"]), verdict["goal"], f"{verdict['bound']:g}", f"{verdict['measured']:.2f}", said
-            )
-        console.print(table)
-    else:
-        console.print("Not everything at full size: no goal is judged.")
+    turns.goals(console, judged, "goals")
     if chosen.json:
         chosen.json.write_text(json.dumps({"load": load, "runs": everything, "goals": judged}))
     return 0 if all(verdict["reached"] for verdict in judged) else 1

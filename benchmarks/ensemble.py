@@ -16,7 +16,6 @@ import argparse
 import importlib.util
 import json
 import multiprocessing
-import os
 import statistics
 import sys
 import time
@@ -27,6 +26,7 @@ from typing import Any, NamedTuple
 import machine
 import numpy as np
 import scores
+import turns
 from contenders import (
     BY_HAND,
     FUNC,
@@ -36,7 +36,6 @@ from contenders import (
     PLAIN,
     SHAPES,
     STEPS,
-    Contender,
     Shape,
     Task,
     agree,
@@ -53,8 +52,6 @@ COUNTS = (16, 64, 256, 1024, 4096)
 SCALED = "64-32-10"  # the shape of the costs, if it is among the chosen, and its
 FEW = 10  # steps
 BOUNDED, BOUNDS = 16, (64, 4096)  # the chunk of the memory, and the numbers of networks
-BUSY = ": other programs are running, and every time below is theirs too."
-SHORTEST = 0.05  # seconds; what is faster is repeated within a measurement
 
 
 class Result(NamedTuple):
@@ -70,8 +67,6 @@ class Result(NamedTuple):
 
 
 # In the process of a side.
-
-_ready: dict[str, tuple[Contender, int]] = {}
 
 
 def begin(side: str) -> None:
@@ -101,26 +96,8 @@ def prepare(label: str, name: str, task: Task) -> Prepared:
     start = time.perf_counter()
     choice = contender.tune() if contender.tune else ""
     tuned = time.perf_counter()
-    result = contender.run()
-    ready = time.perf_counter()
-    again = timed(contender, 1)
-    _ready[label] = contender, max(1, int(SHORTEST / again))
-    return Prepared(tuned - start, choice, ready - tuned, contender.networks, contender.values(result))
-
-
-def timed(contender: Contender, number: int) -> float:
-    start = time.perf_counter()
-    for _ in range(number):
-        contender.run()
-    return (time.perf_counter() - start) / number
-
-
-def turn(label: str) -> float:
-    return timed(*_ready[label])
-
-
-def forget() -> None:
-    _ready.clear()
+    result, first = turns.hold(label, contender.run)
+    return Prepared(tuned - start, choice, first, contender.networks, contender.values(result))
 
 
 def memory(shape: Shape, chunk: int | None) -> int:
@@ -164,14 +141,13 @@ def race(sides: Sides, entries: dict[str, tuple[str, Task]], rounds: int) -> tup
     for label, (name, task) in entries.items():
         found[label] = sides(SIDES[name], prepare, label, name, task)
     scales = {label: task.shape.networks / found[label].networks for label, (_, task) in entries.items()}
-    seconds: dict[str, list[float]] = {label: [] for label in entries}
-    for number in range(rounds):
-        labels = list(entries)
-        cut = number % len(labels)
-        for label in labels[cut:] + labels[:cut]:
-            seconds[label].append(sides(SIDES[entries[label][0]], turn, label) * scales[label])
+
+    def measure(label: str) -> float:
+        return float(sides(SIDES[entries[label][0]], turns.turn, label)) * scales[label]
+
+    seconds = turns.in_turns(list(entries), rounds, measure)
     for side in sides.pools:
-        sides(side, forget)
+        sides(side, turns.forget)
     results = {}
     for label, times in seconds.items():
         median = statistics.median(times)
@@ -265,8 +241,7 @@ def main() -> int:
     tasks = [Task(kind, shape) for kind in KINDS if kind in chosen.only for shape in shapes]
     if chosen.quick:  # every shape, and everything that is done with one
         tasks = [task for task in tasks if task.kind == "sgd" or task.shape == shapes[0] or "sgd" not in chosen.only]
-    load = os.getloadavg()[0]
-    console.print(f"{os.cpu_count()} cores, load {load:.1f}" + (BUSY if load > 0.5 else "."))
+    load = turns.load(console)
     with Sides() as sides:
         if "torch" not in sides.pools:
             console.print("torch: unavailable (the extra 'bench' has it); the rest runs.")
@@ -285,7 +260,7 @@ def main() -> int:
                 scores.draw(more, chosen.figure)
     judged = shapes == [*SHAPES.values()]
     verdicts = scores.verdicts(rows) if judged else []
-    scores.goals(console, verdicts)
+    turns.goals(console, verdicts, "goals: how many times as long as ours")
     if chosen.json:
         chosen.json.write_text(
             json.dumps({"load": load, "limits": peaks, "tasks": rows, "costs": more, "goals": verdicts})

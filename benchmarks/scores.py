@@ -94,22 +94,6 @@ def costs(console: Console, more: dict[str, Any]) -> None:
     console.print(table)
 
 
-def goals(console: Console, found: list[dict[str, Any]]) -> None:
-    if not found:
-        console.print("Not all shapes at full size: no goal is judged.")
-        return
-    table = Table("task", "against", "goal", "measured", "", title="goals: how many times as long as ours")
-    for verdict in found:
-        table.add_row(
-            verdict["task"],
-            verdict["against"],
-            f"{verdict['goal']:g}",
-            f"{verdict['measured']:.2f}",
-            "reached" if verdict["reached"] else "[red]NOT REACHED[/]",
-        )
-    console.print(table)
-
-
 def draw(more: dict[str, Any], path: Path) -> None:
     """Seconds against networks, with the line on which twice as many take twice as long."""
     import matplotlib

@@ -41,7 +41,9 @@ def root():
     return Path(__file__).resolve().parent.parent
 
 
-LONG = ("test_equivalent_minima.py", "test_hidden_symmetries.py")  # studies whose run is long, though small
+LONG = [
+    f"test_{study}.py" for study in ("equivalent_minima", "flat_minima", "hidden_symmetries", "second_order")
+]  # long, though small
 
 
 @pytest.hookimpl(tryfirst=True)

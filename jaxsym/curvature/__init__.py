@@ -1,10 +1,10 @@
 """Curvature of losses: products, spectra, traces and densities, and which flat directions a symmetry explains."""
 
 from jaxsym.curvature.estimates import Density, Trace, density, trace
-from jaxsym.curvature.flat import Flat, effective_dimension, flat
+from jaxsym.curvature.measures import Sharpness, sharpness
+from jaxsym.curvature.null_space import Flat, effective_dimension, flat
 from jaxsym.curvature.products import block, empirical_fisher_vp, fisher_vp, ggn_vp, hvp
-from jaxsym.curvature.sharpness import Sharpness, sharpness
-from jaxsym.curvature.spectrum import Spectrum, hessian, spectrum
+from jaxsym.curvature.spectra import Spectrum, hessian, spectrum
 
 __all__ = [
     "Density",

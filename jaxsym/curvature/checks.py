@@ -12,10 +12,9 @@ from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 from jaxtyping import PyTree
 
 from jaxsym import tree
-from jaxsym.parallel.chunk import free_bytes
+from jaxsym.parallel.chunk import free_bytes, is_tracing
+from jaxsym.symmetry.checks import expect_finite
 from jaxsym.symmetry.verify import wide
-
-_zero = jax.jit(lambda: jnp.zeros(()))
 
 
 def checked(loss: Callable[..., Any], params: PyTree, batch: tuple[Any, ...], who: str) -> None:
@@ -77,15 +76,8 @@ def checked_finite(name: str, value: PyTree, who: str) -> None:
         Naming the path.
     """
     for path, leaf in tree.leaves(value).items():
-        if isinstance(leaf, jax.core.Tracer):
-            continue
-        wrong = int(np.sum(~np.isfinite(np.asarray(leaf, float))))
-        if wrong:
-            msg = (
-                f"{who}: {name}{'/' * bool(path)}{path} has {wrong} entries that are NaN or infinite, expected finite numbers;"
-                " look for the step at which training diverged."
-            )
-            raise ValueError(msg)
+        if not isinstance(leaf, jax.core.Tracer):
+            expect_finite(f"{who}: {name}{'/' * bool(path)}{path}", leaf)
 
 
 def rows_of(data: PyTree, batch_size: int | None, who: str) -> int:
@@ -107,17 +99,12 @@ def rows_of(data: PyTree, batch_size: int | None, who: str) -> int:
     return next(iter(rows.values()))[0]
 
 
-def traced() -> bool:
-    """Whether this is inside ``jit``, where the precision is settled already."""
-    return isinstance(_zero(), jax.core.Tracer)
-
-
 @contextlib.contextmanager
 def exact() -> Iterator[Callable[[PyTree], PyTree]]:
     """Float64 and full matrix products; inside ``jit`` full products in the precision of the caller. Yields what widens arrays to it."""
     with contextlib.ExitStack() as stack:
         stack.enter_context(jax.default_matmul_precision("highest"))
-        if traced():
+        if is_tracing():  # where the precision is settled already
             yield lambda value: value
         else:
             stack.enter_context(jax.enable_x64(True))

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, PyTree
 from matfree import stochtrace
 
 from jaxsym.curvature.products import Loss, size
-from jaxsym.curvature.spectrum import Point, computed, krylov
+from jaxsym.curvature.spectra import Point, computed, krylov
 
 
 class Trace(NamedTuple):

@@ -24,6 +24,7 @@ from jaxsym.parallel.chunk import (
     free_bytes,
     guessed_chunk,
     is_brief,
+    is_tracing,
     one_of,
     tuned_chunk,
 )
@@ -31,7 +32,6 @@ from jaxsym.parallel.chunk import (
 __all__ = ["at_once", "chunk_from_shapes", "parallel", "use_all_cores"]
 
 _DEBUGGING = ("jax_disable_jit", "jax_debug_nans", "jax_debug_infs")
-_zero = jax.jit(lambda: jnp.zeros(()))
 _end_to_end = jax.jit(
     lambda parts, size: jax.tree.map(lambda *leaves: jnp.concatenate(leaves)[:size], *parts), static_argnums=1
 )
@@ -229,10 +229,8 @@ def parallel(
 
     def outside(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         """Whether this call stands by itself: nothing is being traced or sharded around it, and there is work."""
-        # The zero is a tracer wherever something is traced, though no argument may be.
-        leaves = [*jax.tree.leaves((args, kwargs)), _zero()]
-        traced = any(isinstance(leaf, jax.core.Tracer) for leaf in leaves)
-        return not traced and not _sharded_already()
+        traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((args, kwargs)))
+        return not traced and not is_tracing() and not _sharded_already()
 
     @functools.wraps(fn)
     def mapped(*args: Any, **kwargs: Any) -> Any:

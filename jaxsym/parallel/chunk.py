@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.extend.core import Primitive
 
 from jaxsym.parallel.arguments import ensemble_size
@@ -21,6 +22,7 @@ _UNKNOWN_TRIPS = 10  # of a while loop, whose trips no shape tells
 CANDIDATES = (1, 4, 16, 64)
 BUDGET = 2.0  # seconds of running, for all candidates together
 _SHORT = BUDGET / 20
+_zero = jax.jit(lambda: jnp.zeros(()))
 
 
 def chunk_from_shapes(fn: Callable[..., Any], *args: Any) -> int:
@@ -102,6 +104,11 @@ def is_brief(jaxpr: Any, networks: int) -> bool:
         How many.
     """
     return networks * _traffic(jaxpr.jaxpr) < _BRIEF_BYTES
+
+
+def is_tracing() -> bool:
+    """Whether this runs inside ``jit`` or another trace, though no argument may be a tracer."""
+    return isinstance(_zero(), jax.core.Tracer)
 
 
 def decomposes(jaxpr: Any) -> bool:

@@ -7,7 +7,7 @@ import numpy as np
 import xarray as xr
 
 from jaxsym import plots
-from jaxsym.curvature.flat import CONTAINED
+from jaxsym.curvature.null_space import CONTAINED
 from jaxsym.studies.study import Picture, Section, Table, listed
 
 SOLVED = 1e-18

@@ -100,9 +100,13 @@ def _check_numbers(path: str, leaf: Any) -> None:
             " pass real and imaginary part as two leaves."
         )
         raise ValueError(msg)
-    if isinstance(leaf, jax.ShapeDtypeStruct) or not jnp.issubdtype(dtype, jnp.floating):
-        return
-    wrong = int(np.sum(~np.isfinite(np.asarray(leaf))))
+    if not isinstance(leaf, jax.ShapeDtypeStruct) and jnp.issubdtype(dtype, jnp.floating):
+        expect_finite(path, leaf)
+
+
+def expect_finite(path: str, leaf: Any) -> None:
+    """Refuse NaN and infinity."""
+    wrong = int(np.sum(~np.isfinite(np.asarray(leaf, float))))
     if wrong:
         msg = (
             f"{path} ({_described(leaf)}) has {wrong} entries that are NaN or infinite, expected finite numbers;"

@@ -115,6 +115,7 @@ def test_linearized_and_vmapped_are_the_same(case):
     np.testing.assert_allclose(as_vector(linear), as_vector(plain), rtol=0, atol=1e-14)
 
 
+@pytest.mark.long
 def test_drawn_targets_give_the_fisher_information_on_average_whatever_the_batches(case):
     params, v, batch = case
     key = jax.random.key(5)

@@ -19,7 +19,9 @@ from tests.symmetry.networks import BUILDERS
 QUICK = ("attention",)
 SLOW = (
     "a bottleneck between",
+    "a linear state",
     "a rescaling of what a change of basis moves",
+    "rescalings on both sides",
     "up and down",
     "wide in the middle",
     "wider than the inputs",
@@ -91,8 +93,8 @@ def perceptron(activation, hidden):
 @pytest.mark.parametrize(
     ("activation", "hidden"),
     [
-        ("tanh", (4, 3)),
         ("relu", (1, 5)),
+        pytest.param("tanh", (4, 3), marks=pytest.mark.long),
         *(
             pytest.param(name, (2, 3), marks=pytest.mark.long)
             for name in ("sigmoid", "sin", "square", "gelu", "leaky_relu", "prelu", "squared_relu", "abs")
@@ -305,6 +307,7 @@ def test_changes_of_basis(name):
             assert apart(canonical(moved).params, first.params) < 1e-9, seed
 
 
+@pytest.mark.long
 def test_wide_linear_layers_show_what_does_not_compute():
     """Of 6 + 14 + 6 units of a linear network of rank 2 the canonical form leaves 2 in each layer to compute, and identities between the others."""
     with jax.enable_x64(True):
@@ -337,7 +340,7 @@ def test_what_is_not_finite_ties():
 
 
 @pytest.mark.parametrize(
-    "name", [*(pytest.param(name, marks=pytest.mark.long) for name in ("relu", "attention", "sin")), "tanh", "identity"]
+    "name", [*(pytest.param(name, marks=pytest.mark.long) for name in ("relu", "attention", "sin", "tanh")), "identity"]
 )
 def test_parameters_in_float32_where_float64_is_on(name):
     network = BUILDERS[name]()

@@ -15,7 +15,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, PyTree
 
 from jaxsym.curvature.products import Loss, size
-from jaxsym.curvature.spectrum import DENSE, Point, computed, dense
+from jaxsym.curvature.spectra import DENSE, Point, computed, dense
 from jaxsym.symmetry.checks import expect_group
 from jaxsym.symmetry.group import Symmetry
 

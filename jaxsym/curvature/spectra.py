@@ -14,8 +14,9 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, PyTree
 from matfree import decomp
 
-from jaxsym.curvature.checks import checked, checked_finite, exact, expect_room, lasting, one_by_one, traced
+from jaxsym.curvature.checks import checked, checked_finite, exact, expect_room, lasting, one_by_one
 from jaxsym.curvature.products import Loss, hvp, size
+from jaxsym.parallel.chunk import is_tracing
 
 DENSE = 2000
 """Parameters up to which the k extreme eigenvalues are taken from all of them."""
@@ -226,7 +227,7 @@ def computed(
     if loss is None and product is None:
         msg = f"{who}: loss is None, expected a function loss(params), or a product."
         raise TypeError(msg)
-    inside = traced()  # where nothing can be refused by its value
+    inside = is_tracing()  # where nothing can be refused by its value
     with exact() as widened:
         # Under the settings of what follows: JAX keeps the constants of a function as they were at first.
         checked(_length if loss is None or product is not None else loss, params, (), who)

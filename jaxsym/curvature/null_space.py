@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from jaxsym.curvature.checks import checked, checked_finite, exact, lasting, one_by_one
 from jaxsym.curvature.products import Loss
-from jaxsym.curvature.spectrum import Point, computed, dense
+from jaxsym.curvature.spectra import Point, computed, dense
 from jaxsym.symmetry.certify import GAP
 from jaxsym.symmetry.checks import expect_group
 from jaxsym.symmetry.group import Symmetry
@@ -172,8 +172,8 @@ def flat(
         lengths = jnp.linalg.norm(xi, axis=1)
         unit = xi / jnp.where(lengths > 0, lengths, 1)[:, None]
         outside = jnp.linalg.norm(jnp.where(kept, unit @ vectors, 0), axis=1)
-        orbit, _, _ = rank_of(unit)
-        within, _, _ = rank_of(jnp.where(kept, 0, unit @ vectors), CONTAINED)
+        orbit = rank_of(unit)
+        within = rank_of(jnp.where(kept, 0, unit @ vectors), CONTAINED)
         each = jnp.eye(sym.dim, dtype=at.dtype)
         moved = jax.vmap(lambda one: pull(one[:, None] * gradient)[0])(each)  # (D xi_i)' grad L
         away = jnp.linalg.norm(unit @ matrix + moved / jnp.where(lengths > 0, lengths, 1)[:, None], axis=1)
@@ -231,7 +231,7 @@ def effective_dimension(apply: Callable[..., Any], params: PyTree, *inputs: Any)
         checked_finite("params", params, who)
         at, back = ravel_pytree(widened(params))
         given = widened(tuple(inputs))
-        found = jax.jit(one_by_one(lambda at: rank_of(_jacobian(apply, at, back, given))[0]))(at)
+        found = jax.jit(one_by_one(lambda at: rank_of(_jacobian(apply, at, back, given))))(at)
     return lasting(found)
 
 
@@ -257,15 +257,11 @@ def ranked(sizes: Float[Array, " n"], small: float) -> tuple[Int[Array, ""], Flo
     return (sizes > limit).sum(), gap, limit
 
 
-def rank_of(
-    matrix: Float[Array, "n m"], small: float = 1e-9
-) -> tuple[Int[Array, ""], Float[Array, ""], Float[Array, " r"]]:
-    """The rank of a matrix by its singular values, with the gap there, and these."""
+def rank_of(matrix: Float[Array, "n m"], small: float = 1e-9) -> Int[Array, ""]:
+    """The rank of a matrix, by the gap in its singular values."""
     if not matrix.size:
-        return jnp.zeros((), int), jnp.array(jnp.inf, matrix.dtype), jnp.zeros(0, matrix.dtype)
-    values = jnp.linalg.svd(matrix, compute_uv=False)
-    rank, gap, _ = ranked(values, small)
-    return rank, gap, values
+        return jnp.zeros((), int)
+    return ranked(jnp.linalg.svd(matrix, compute_uv=False), small)[0]
 
 
 def _outputs(apply: Callable[..., Any], params: PyTree, inputs: tuple[Any, ...]) -> Float[Array, " outputs"]:
