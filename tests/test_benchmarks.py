@@ -1,4 +1,4 @@
-"""The benchmark of the engine: everybody computes the same, differences are found, operations and goals are counted rightly."""
+"""The benchmarks of engine and curvature: everybody computes the same, differences are found, operations and goals are counted rightly."""
 
 import importlib.util
 import json
@@ -132,3 +132,48 @@ def test_goals_are_judged_by_what_was_measured(modules):
     assert (mean["measured"], mean["reached"]) == (pytest.approx((8 * 0.9) ** 0.5), True)
     assert (func["measured"], func["reached"]) == (pytest.approx(4.0), False)
     assert (worst["measured"], worst["reached"]) == (pytest.approx(0.9), False)
+
+
+@pytest.mark.long
+def test_curvature_is_the_same_by_everybody(root, python, tmp_path):
+    figures = tmp_path / "figures.json"
+    script = root / "benchmarks" / "curvature.py"
+    said = python(None, script, "--quick", "--only", "gradient", "hvp", "ensemble", "--json", figures)
+    (run,) = json.loads(figures.read_text())["runs"]
+    assert (run["threads"], list(run["tasks"])) == (1, ["gradient", "hvp", "ensemble"])
+    for task, result in run["tasks"].items():
+        for name, row in result["rows"].items():
+            assert row["median"] > 0, (task, name)
+            assert row["error"] < 1e-4, (task, name)
+        assert result["difference"] is None or result["difference"] < 1e-4
+    if importlib.util.find_spec("torch") is None:
+        assert "torch: unavailable" in said
+        assert "torch by hand" in run["tasks"]["ensemble"]["missing"]
+
+
+def test_goals_of_curvature_are_judged_by_what_was_measured(root, monkeypatch):
+    monkeypatch.syspath_prepend(root / "benchmarks")
+    curvature = importlib.import_module("curvature")
+
+    def rows(own, others, effort=20):
+        return {"rows": {name: {"median": s, "error": e, "effort": effort} for name, s, e in [own, *others]}}
+
+    ours, peer, late = curvature.OURS, curvature.CURVLINOPS, curvature.PYHESSIAN
+    results = {
+        "gradient": rows((curvature.JAX, 1.0, 0), []),
+        "hvp": rows((ours, 2.0, 0), []),
+        "top": rows((ours, 44.0, 0), [(peer, 22.0, 0), (late, 1.0, 0.5)]),
+        "density": rows((ours, 2100.0, 0), [(peer, 2310.0, 0)]),
+        "ensemble": rows((ours, 1.0, 0), [(peer, 9.0, 0), (curvature.JAX, 0.1, 0)]),
+    }
+    found = {(goal["task"], goal["against"]): goal for goal in curvature.verdicts(1, results)}
+    judged = {key: (pytest.approx(goal["measured"]), goal["reached"]) for key, goal in found.items()}
+    assert judged == {
+        ("hvp, 1 thread", "over a gradient, at most"): (2.0, True),
+        ("top, 1 thread", "over its products, at most"): (1.1, True),
+        ("density, 1 thread", "over its products, at most"): (2.1, False),
+        ("top, 1 thread", f"{peer}, times ours at least"): (0.5, False),
+        ("top, 1 thread", f"{late}, times ours at least"): (float("inf"), True),
+        ("density, 1 thread", f"{peer}, times ours at least"): (1.1, True),
+        ("ensemble, 1 thread", f"{peer}, times ours at least"): (9.0, False),
+    }

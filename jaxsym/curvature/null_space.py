@@ -289,14 +289,16 @@ def _explained(
 ) -> tuple[Int[Array, ""], Int[Array, ""], Int[Array, ""]]:
     """Dimensions of the null space beyond the orbit: in the kernel of the Jacobian at any input, at these inputs, and in neither.
 
-    The kernel within the null space (columns of ``null``, the others 0) is the null space less the rank of the Jacobian on it.
+    The kernel within the null space (columns of ``null``, the others 0) is the null space less the rank of the Jacobian on it. At zero residual
+    ``|J v|^2`` is of the size of ``v' H v``, which is known up to rounding: what is below the square root of that does not move.
     """
     keys = jax.random.split(jax.random.key(0) if key is None else key, MORE)
     here = _jacobian(apply, point.at, point.back, inputs)
     more = [_jacobian(apply, point.at, point.back, perturbed(other, inputs, 1.0)) for other in keys]
 
     def moving(rows: Array) -> Int[Array, ""]:
-        return (jnp.linalg.svd(rows @ null, compute_uv=False) > CONTAINED * jnp.linalg.norm(rows)).sum()
+        least = 4 * jnp.finfo(rows.dtype).eps ** 0.5 * jnp.linalg.norm(rows)
+        return (jnp.linalg.svd(rows @ null, compute_uv=False) > least).sum()
 
     on_these, anywhere = moving(here), moving(jnp.concatenate([here, *more]))
     return nullity - anywhere - within, anywhere - on_these, on_these

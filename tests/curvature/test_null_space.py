@@ -102,13 +102,14 @@ def test_null_spaces_at_zero_residual_are_kernels_of_the_jacobian(activation, nu
     assert seen.hidden[clear].min() == nullity - sym.dim
 
 
-def test_too_few_data_are_told_apart_from_symmetry():
-    net, x, params, loss = case((3, 6, 1), "tanh", rows=10)
+@pytest.mark.parametrize(("hidden", "rows"), [(6, 10), (16, 20)])
+def test_too_few_data_are_told_apart_from_symmetry(hidden, rows):
+    net, x, params, loss = case((3, hidden, 1), "tanh", rows=rows)
     found = flat(loss, params, js.discover(net.apply, params, x), apply=net.apply, inputs=(x,))
-    assert (int(found.nullity), int(found.hidden), int(found.on_data), int(found.beyond)) == (31 - 10, 0, 31 - 10, 0)
-    assert "21 flat dimensions are not the group's: 0 at any input, 21 on these inputs only, 0 of the loss" in str(
-        found
-    )
+    more = 5 * hidden + 1 - rows
+    assert (int(found.nullity), int(found.hidden), int(found.on_data), int(found.beyond)) == (more, 0, more, 0)
+    said = f"{more} flat dimensions are not the group's: 0 at any input, {more} on these inputs only, 0 of the loss"
+    assert said in str(found)
 
 
 @pytest.mark.long
