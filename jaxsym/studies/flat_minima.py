@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, PyTree
 
 from jaxsym.catalogue import find
 from jaxsym.curvature import effective_dimension, flat, sharpness, spectrum
+from jaxsym.curvature.null_space import CONTAINED
 from jaxsym.data import Rows, digits
 from jaxsym.models import MLP
 from jaxsym.studies.flat_minima_page import SOLVED, page
@@ -383,7 +384,7 @@ def summary(data: xr.Dataset) -> dict[str, Any]:
     return figures | {
         "rank_formula_agreement": min(agreement, default=None),
         "orbit_contained": float(data["contained"].values[critical].mean()) if critical.any() else None,
-        "orbit_contained_at_start": float((data["start_outside"].values[moving] <= 1e-4).mean()),
+        "orbit_contained_at_start": float((data["start_outside"].values[moving] <= CONTAINED).mean()),
         "identity_error_max": float(max(data["identity"].max(), data["start_identity"].max())),
         "solved": [float(ok.mean()) for ok in solved],
         "outliers_digits": int(np.median(count)),
