@@ -259,7 +259,8 @@ def _length(params: PyTree) -> Float[Array, ""]:
 def dense(point: Point) -> Float[Array, "P P"]:
     """The matrix of a symmetric product, a few columns at a time."""
     matvec, at, _ = point
-    rows = jax.lax.map(matvec, jnp.eye(len(at), dtype=at.dtype), batch_size=min(COLUMNS, len(at)))
+    each = jnp.eye(len(at), dtype=at.dtype)
+    rows = jax.vmap(matvec)(each) if len(at) <= COLUMNS else jax.lax.map(matvec, each, batch_size=COLUMNS)
     return (rows + rows.T) / 2
 
 
