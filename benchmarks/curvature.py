@@ -126,13 +126,11 @@ class Ready(NamedTuple):
 def begin(threads: int) -> None:
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
-    os.environ |= {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
-    os.environ["JAX_NUM_CPU_DEVICES"] = str(threads)
-    os.environ["NPROC"] = str(
+    pool = (
         1 if threads == 1 else 2 * threads
-    )  # as js.use_all_cores does, or ours decomposes in one thread
-    if threads > 1:
-        os.environ["OPENBLAS_NUM_THREADS"] = "1"
+    )  # of XLA, as js.use_all_cores has it: with fewer ours decomposes in one thread
+    os.environ |= {"JAX_NUM_CPU_DEVICES": str(threads), "NPROC": str(pool), "OPENBLAS_NUM_THREADS": "1"}
+    os.environ |= {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
 
 
 def with_jax(task: str, name: str, effort: int) -> Ready:

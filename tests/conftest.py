@@ -41,16 +41,14 @@ def root():
     return Path(__file__).resolve().parent.parent
 
 
-LONG = [
-    f"test_{study}.py" for study in ("equivalent_minima", "flat_minima", "hidden_symmetries", "second_order")
-]  # long, though small
+STUDIES = ("equivalent_minima", "flat_minima", "hidden_symmetries", "second_order")  # whose run is long, though small
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
     """What looks at a long run is long; and the files that wait longest go first, so that no worker is left with one at the end."""
     for item in items:
-        if item.path.name in LONG and "folder" in item.fixturenames:
+        if item.path.stem.removeprefix("test_") in STUDIES and "folder" in item.fixturenames:
             item.add_marker(pytest.mark.long)
     first = ("sweep", "parallel", "studies")
     items.sort(key=lambda item: next((i for i, room in enumerate(first) if room in item.path.parts[-2:]), len(first)))

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, PyTree
 from matfree import stochtrace
 
 from jaxsym.curvature.products import Loss, size
-from jaxsym.curvature.spectra import Point, computed, krylov
+from jaxsym.curvature.spectra import Point, computed, in_batches, krylov
 
 BASES = 2**28  # bytes of Krylov bases that are built at once
 
@@ -151,9 +151,7 @@ def density(
         matvec, at, _ = point
         starts = jax.random.normal(key, (num_samples, *at.shape), at.dtype)
         together = max(1, BASES // (num_matvecs * at.size * at.dtype.itemsize))
-        spaces = jax.lax.map(
-            lambda start: krylov(matvec, start, num_matvecs), starts, batch_size=min(num_samples, together)
-        )
+        spaces = in_batches(lambda start: krylov(matvec, start, num_matvecs), starts, together)
         nodes, weights = spaces.ritz, jnp.where(jnp.isnan(spaces.ritz), 0, spaces.vectors[:, 0] ** 2)
         low, high = jnp.nanmin(nodes), jnp.nanmax(nodes)
         span = jnp.where(high > low, high - low, jnp.where(high == 0, 1, jnp.abs(high)))

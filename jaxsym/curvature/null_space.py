@@ -27,9 +27,8 @@ CRITICAL = 1e-8
 """A gradient below this part of ``|H| |params|`` counts as zero,"""
 STEP = 1e-4
 """if a Newton step is shorter than this part of the parameters."""
-CONTAINED = 10 * STEP
-"""Sine of the angle between a generator and the null space, at most, where the orbit counts as contained. Where ``H xi = -(D xi)' grad L`` that sine is
-a Newton step of the gradient that the generator has turned: of the size of ``STEP``, not below it, at points that count as critical."""
+CONTAINED = 1e-4
+"""Sine of the angle between a generator and the null space, at most, where the orbit counts as contained."""
 MORE = 4  # further sets of inputs, to tell what holds on the given ones only
 
 

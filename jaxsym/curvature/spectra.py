@@ -259,9 +259,13 @@ def _length(params: PyTree) -> Float[Array, ""]:
 def dense(point: Point) -> Float[Array, "P P"]:
     """The matrix of a symmetric product, a few columns at a time."""
     matvec, at, _ = point
-    each = jnp.eye(len(at), dtype=at.dtype)
-    rows = jax.vmap(matvec)(each) if len(at) <= COLUMNS else jax.lax.map(matvec, each, batch_size=COLUMNS)
+    rows = in_batches(matvec, jnp.eye(len(at), dtype=at.dtype), COLUMNS)
     return (rows + rows.T) / 2
+
+
+def in_batches(fn: Callable[[Array], Any], rows: Float[Array, "N *shape"], size: int) -> Any:
+    """``fn`` of each row, so many at a time; where all fit into one batch, without a loop around what does not depend on the row."""
+    return jax.vmap(fn)(rows) if len(rows) <= size else jax.lax.map(fn, rows, batch_size=size)
 
 
 def _all(point: Point, k: int, which: Which, tolerance: float) -> Spectrum:

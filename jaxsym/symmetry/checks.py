@@ -69,6 +69,17 @@ def expect_values(params: PyTree, inputs: tuple[Any, ...], who: str) -> None:
             raise ValueError(msg)
 
 
+def expect_finite(path: str, leaf: Any) -> None:
+    """Refuse NaN and infinity."""
+    wrong = int(np.sum(~np.isfinite(np.asarray(leaf, float))))
+    if wrong:
+        msg = (
+            f"{path} ({_described(leaf)}) has {wrong} entries that are NaN or infinite, expected finite numbers;"
+            " look for the step at which training diverged, or initialise it again."
+        )
+        raise ValueError(msg)
+
+
 def _check(apply: Callable[..., Any], params: PyTree, inputs: tuple[Any, ...]) -> None:
     if not callable(apply):
         msg = f"apply is {_kind(apply)}, expected a function apply(params, *inputs){_hint(apply)}."
@@ -102,17 +113,6 @@ def _check_numbers(path: str, leaf: Any) -> None:
         raise ValueError(msg)
     if not isinstance(leaf, jax.ShapeDtypeStruct) and jnp.issubdtype(dtype, jnp.floating):
         expect_finite(path, leaf)
-
-
-def expect_finite(path: str, leaf: Any) -> None:
-    """Refuse NaN and infinity."""
-    wrong = int(np.sum(~np.isfinite(np.asarray(leaf, float))))
-    if wrong:
-        msg = (
-            f"{path} ({_described(leaf)}) has {wrong} entries that are NaN or infinite, expected finite numbers;"
-            " look for the step at which training diverged, or initialise it again."
-        )
-        raise ValueError(msg)
 
 
 def _check_outputs(apply: Callable[..., Any], params: PyTree, inputs: tuple[Any, ...]) -> None:
