@@ -287,7 +287,9 @@ def summary(data: xr.Dataset) -> dict[str, Any]:
     size = data["parameters"].values
     dense = np.isfinite(seconds["hessian"])
     upper = dense & (size >= np.median(size[dense]))
-    exponent = float(np.polyfit(np.log(size[upper]), np.log(seconds["hessian"][upper]), 1)[0])
+    exponents = {
+        name: float(np.polyfit(np.log(size[upper]), np.log(seconds[name][upper]), 1)[0]) for name in ("hessian", "hvp")
+    }
     products = seconds["hessian"][dense] / seconds["hvp"][dense]
     slope, offset = np.polyfit(np.log(size[dense]), np.log(products), 1)
     crossover = float(np.exp((np.log(KRYLOV) - offset) / slope)) if slope > 0 else None
@@ -297,7 +299,8 @@ def summary(data: xr.Dataset) -> dict[str, Any]:
         "hvp_over_gradient": float(np.median(ratios)),
         "ggn_over_gradient": float(np.median(seconds["ggn_vp"] / seconds["gradient"])),
         "gradient_over_loss": float(np.median(seconds["gradient"] / seconds["loss"])),
-        "hessian_exponent": exponent,
+        "hessian_exponent": exponents["hessian"],
+        "hvp_exponent": exponents["hvp"],
         "hessian_over_hvp": float(products[-1]),
         "crossover_parameters": crossover,
         "memory_formula_ratio": float(np.median(memory["gradient"] / data["formula_training"].values)),

@@ -63,13 +63,14 @@ def _cost(data: xr.Dataset, summary: Mapping[str, Any]) -> Section:
         ax.set_xscale("log")
         plots.legend(ax)
     crossover = summary["crossover_parameters"]
+    ratios = (data["seconds"].sel(task="hvp") / data["seconds"].sel(task="gradient")).values
     return Section(
         "How long it takes",
         [
-            f"A Hessian times a vector takes {summary['hvp_over_gradient']:.2f} gradients (median over sizes), a Gauss-Newton product"
-            f" {summary['ggn_over_gradient']:.2f}, and a gradient {summary['gradient_over_loss']:.2f} times the loss: none depends on the number of parameters. The full"
-            f" Hessian is as many products as there are parameters, so that its time grows faster: as P^{summary['hessian_exponent']:.2f} over the upper half"
-            f" of the sizes. At {summary['largest_dense_parameters']} parameters it takes as long as {summary['hessian_over_hvp']:.0f} products.",
+            f"A Hessian times a vector takes {summary['hvp_over_gradient']:.2f} gradients (median over sizes; {ratios.min():.2f} to {ratios.max():.2f} between {int(size[0])} and"
+            f" {int(size[-1])} parameters), a Gauss-Newton product {summary['ggn_over_gradient']:.2f}, and a gradient {summary['gradient_over_loss']:.2f} times the loss. The full Hessian is"
+            f" as many products as there are parameters: over the upper half of its sizes its time grows as P^{summary['hessian_exponent']:.2f}, that of one product as"
+            f" P^{summary['hvp_exponent']:.2f}. At {summary['largest_dense_parameters']} parameters it takes as long as {summary['hessian_over_hvp']:.0f} products.",
             "Where some 60 products tell what is asked, as Krylov methods do for the extreme eigenvalues, they are the cheaper way"
             + (f" from about {crossover:.0f} parameters on." if crossover else " at every size here."),
         ],

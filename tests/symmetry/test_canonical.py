@@ -113,7 +113,7 @@ def test_laws_of_perceptrons(activation, hidden, seed, scale):
         assert apart(canonical(first.params).params, first.params) < 1e-9
 
 
-@pytest.mark.parametrize("activation", ["tanh", "relu"])
+@pytest.mark.parametrize("activation", ["tanh", pytest.param("relu", marks=pytest.mark.long)])
 def test_signs_and_order_without_biases(activation):
     with jax.enable_x64(True):
         _, sym, params = mlp((3, 6, 2), activation)  # biases 0, as initialised
@@ -339,9 +339,8 @@ def test_what_is_not_finite_ties():
     assert all(tie.all() for tie in js.canonicalize(sym, params).ties)
 
 
-@pytest.mark.parametrize(
-    "name", [*(pytest.param(name, marks=pytest.mark.long) for name in ("relu", "attention", "sin", "tanh")), "identity"]
-)
+@pytest.mark.long
+@pytest.mark.parametrize("name", ["relu", "attention", "sin", "tanh", "identity"])
 def test_parameters_in_float32_where_float64_is_on(name):
     network = BUILDERS[name]()
     with jax.enable_x64(True):
