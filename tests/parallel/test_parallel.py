@@ -48,7 +48,7 @@ def test_same_chunk_same_bits_whatever_the_company():
 
 @pytest.mark.parametrize("chunk", [1, 3, "auto"])
 def test_gradients_pass_through(chunk):
-    w, x = ensemble(7)["w"], jnp.arange(4.0)
+    w, x = ensemble(7)["w"], jnp.arange(4.0) / 4  # where tanh is not flat: its slope there is what rounding leaves
 
     def total(mapped, w, x):
         return jnp.sum(mapped(lambda w, x: jnp.tanh(w @ x), (0, None))(w, x) ** 3)
