@@ -108,6 +108,8 @@ def _memory(data: xr.Dataset, summary: Mapping[str, Any]) -> Section:
     ax.set_yscale("log")
     ax.set(xlabel="parameters", ylabel="MiB")
     plots.legend(ax)
+    dense = np.flatnonzero(np.isfinite(data["bytes"].sel(task="hessian").values))[-1]
+    most = {name: float(data["bytes"].sel(task=name).values[dense]) for name in ("hessian", "gradient")}
     rows = [
         (
             f"{int(width)}",
@@ -145,8 +147,8 @@ def _memory(data: xr.Dataset, summary: Mapping[str, Any]) -> Section:
                 "memory",
                 figure,
                 "Peak memory of the compiled programs, and what the formulas count.",
-                f"Memory against the number of parameters: gradient and products stay within a small factor of the formula ({summary['memory_formula_ratio']:.2f} for"
-                " the gradient), the full Hessian grows with the square.",
+                f"Memory against the number of parameters: the gradient takes {summary['memory_formula_ratio']:.2f} times the formula, the full Hessian"
+                f" {most['hessian'] / most['gradient']:.0f} times as much as the gradient where it was computed last.",
             )
         ],
     )
