@@ -15,7 +15,11 @@ BASES = 2**28  # bytes of Krylov bases that are built at once
 
 
 class Trace(NamedTuple):
-    """An estimate of a trace, and its standard error over the samples."""
+    """An estimate of a trace, and its standard error over the samples.
+
+    The samples of a leave-one-out estimate share their basis, so that the standard error is somewhat small: over 400 keys the true deviation was 1.4 times
+    (XTrace) and 1.6 times (XNysTrace) as large on evenly spread eigenvalues, which suit neither.
+    """
 
     value: Float[Array, ""]
     standard_error: Float[Array, ""]

@@ -170,6 +170,16 @@ class TestTrace:
         assert (abs(errors) < 4 * stated).mean() > 0.9
         assert errors.std() < 0.1 * np.linalg.norm(eigenvalues)  # what XTrace is for: the large ones cost nothing
 
+    @pytest.mark.parametrize(("first", "semidefinite", "ratio"), [(-20, False, 1.4), (1, True, 1.6)])
+    def test_by_how_much_the_stated_error_is_small(self, first, semidefinite, ratio):
+        eigenvalues = np.arange(first, first + 50.0)
+        fn = lambda x: jnp.sum(x**2 * eigenvalues) / 2  # noqa: E731
+        with jax.enable_x64(True):
+            estimate = jax.jit(jax.vmap(lambda key: trace(fn, jnp.ones(50), key, 20, semidefinite=semidefinite)))
+            found = jax.tree.map(np.asarray, estimate(jax.random.split(jax.random.key(0), 400)))
+        scaled = (found.value - eigenvalues.sum()) / found.standard_error
+        assert scaled.std() == pytest.approx(ratio, abs=0.15)  # as the docstring has it
+
     def test_half_as_many_samples_as_parameters_are_exact(self):
         fn, matrix = quadratic(np.linspace(-1, 2, 10))
         np.testing.assert_allclose(trace(fn, jnp.ones(10), jax.random.key(0), 5).value, np.trace(matrix), rtol=1e-13)
