@@ -52,7 +52,7 @@ def trace(
     loss: Loss | None,
     params: PyTree,
     key: Array,
-    num: int = 16,
+    num: int | None = None,
     *,
     semidefinite: bool = False,
     product: Callable[[PyTree, PyTree], PyTree] | None = None,
@@ -66,7 +66,8 @@ def trace(
     loss, params, product
         As for :func:`~jaxsym.curvature.spectrum`.
     key, num
-        Of the Gaussian samples, and how many: ``2 num`` products for XTrace, ``num`` for XNysTrace; from 2 up to the number of parameters.
+        Of the Gaussian samples, and how many: ``2 num`` products for XTrace, ``num + 1`` for XNysTrace; from 2 up to the number of parameters. 16 when
+        None, or as many as there are parameters.
     semidefinite
         Whether no eigenvalue is negative: true of the Gauss-Newton and Fisher matrices, of a Hessian only near a minimum.
 
@@ -85,16 +86,24 @@ def trace(
     >>> float(found.value)
     6.0
     """
-    _expect("trace", "num", num, 2, size(params), "the number of parameters")
+    count = size(params)
+    num = min(16, count) if num is None else num
+    _expect("trace", "num", num, min(2, count), count, "the number of parameters")
 
     def found(point: Point) -> Trace:
         matvec, at, _ = point
+        if count == 1:
+            return Trace(matvec(jnp.ones_like(at))[0], jnp.zeros((), at.dtype))
 
         def samples(key: Array) -> Array:
             return jax.random.normal(key, (num, *at.shape), at.dtype)
 
         integrand = stochtrace.leave_one_out_xnystrace() if semidefinite else stochtrace.leave_one_out_xtrace()
-        return Trace(*stochtrace.estimator_leave_one_out_mean_and_sem(integrand, samples)(matvec, key))
+        value, error = stochtrace.estimator_leave_one_out_mean_and_sem(integrand, samples)(matvec, key)
+        if semidefinite:  # its shift is 0 where the matrix is, and what follows NaN
+            nothing = ~jnp.any(matvec(jax.random.normal(jax.random.fold_in(key, 1), at.shape, at.dtype)))
+            value, error = (jnp.where(nothing, 0, found) for found in (value, error))
+        return Trace(value, error)
 
     return computed(found, loss, params, product, "trace")
 

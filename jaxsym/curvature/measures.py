@@ -19,6 +19,7 @@ from jaxsym.curvature.spectra import DENSE, Point, computed, dense
 from jaxsym.symmetry.checks import expect_group
 from jaxsym.symmetry.group import Symmetry
 
+BESIDE = 0.01  # how far from the given point a search begins
 SETTLED = 1e-6
 """A gradient along the orbit below this part of the measure counts as zero."""
 
@@ -33,8 +34,9 @@ class Sharpness(NamedTuple):
     least_trace, least_largest
         The least that was found along the orbit of the continuous part of the group, each by itself.
     trace_settled, largest_settled
-        Whether the gradient along the orbit vanishes there: then it is a minimum (a trace of squares is convex in the logarithms of rescalings,
-        so that there is only one). Where the largest eigenvalue is double it has corners, and this stays False.
+        Whether the gradient along the orbit vanishes there, reached from a point beside the given one, so that no maximum counts: then it is a
+        minimum (a trace of squares is convex in the logarithms of rescalings, so that there is only one). Where the largest eigenvalue is double it has
+        corners, and this stays False; so it does where the measure has no minimum.
     trace_coordinates, largest_coordinates
         Lie-algebra coordinates ``[sym.dim]`` of the element that leads there: ``sym.act(sym.exp(coordinates), params)``.
     """
@@ -127,6 +129,7 @@ def _least(
     """Where L-BFGS takes a measure, and whether its gradient vanishes there."""
     if not start.size:
         return start, jnp.ones((), bool)
+    begin = start + BESIDE * jnp.cos(1.0 + jnp.arange(start.size, dtype=start.dtype))  # a maximum is left
     minimizer = optax.lbfgs()
     together = optax.value_and_grad_from_state(measure)
 
@@ -140,8 +143,10 @@ def _least(
         change, state = minimizer.update(gradient, state, at, value=value, grad=gradient, value_fn=measure)
         moved = at + change
         after = optax.tree.get(state, "grad")
-        return moved, state, index + 1, jnp.linalg.norm(after) / jnp.abs(value)
+        slope = jnp.linalg.norm(after)
+        return moved, state, index + 1, jnp.where(slope > 0, slope / jnp.abs(value), 0)
 
-    first = (start, minimizer.init(start), jnp.zeros((), int), jnp.array(jnp.inf, start.dtype))
+    first = (begin, minimizer.init(begin), jnp.zeros((), int), jnp.array(jnp.inf, start.dtype))
     at, _, _, slope = jax.lax.while_loop(unsettled, step, first)
-    return at, slope <= SETTLED
+    lower = measure(at) <= measure(start)
+    return jnp.where(lower, at, start), (slope <= SETTLED)

@@ -165,6 +165,11 @@ def fisher_vp(
     def product(batch: tuple[Any, ...], first: Any) -> PyTree:
         checked(lambda params: jnp.mean(apply(params, *batch)), params, (), "fisher_vp")
         outputs, pushed, pull = _linear(apply, params, v, batch)
+        least = 2 if likelihood == "categorical" else 1
+        if jnp.ndim(outputs) < least:
+            wanted = "[N, classes]" if least == 2 else "[N, ...]"
+            msg = f"fisher_vp: apply returns shape {jnp.shape(outputs)}, expected {wanted}: outputs[None] is one row."
+            raise ValueError(msg)
         rows = len(outputs)
         mean = jax.grad(lambda outputs: family.log_partition(outputs).sum())
         if key is None:
@@ -299,6 +304,9 @@ def _accumulated(
     checked_direction(params, v, who)
     with jax.default_matmul_precision("highest"):
         if data is None:
+            if batch_size is not None:
+                msg = f"{who}: batch_size: got {batch_size!r} without data, expected None: give the rows as data=."
+                raise ValueError(msg)
             return product((), 0)
         rows = rows_of(data, batch_size, who)
         size = rows if batch_size is None else min(batch_size, rows)
@@ -312,11 +320,13 @@ def _accumulated(
         def step(total: PyTree, at: tuple[Any, PyTree]) -> tuple[PyTree, None]:
             return add(total, at[1], at[0]), None
 
-        zero = jax.tree.map(jnp.zeros_like, params)
-        total, _ = jax.lax.scan(step, zero, (jnp.arange(0, whole, size), batches))
-        if whole == rows:
-            return total
-        return add(total, jax.tree.map(lambda leaf: leaf[whole:], data), whole)
+        def zero(leaf: Array) -> Array:  # a sum over many batches stands still in half precision
+            return jnp.zeros(jnp.shape(leaf), jnp.promote_types(jnp.result_type(leaf), jnp.float32))
+
+        total, _ = jax.lax.scan(step, jax.tree.map(zero, params), (jnp.arange(0, whole, size), batches))
+        if whole < rows:
+            total = add(total, jax.tree.map(lambda leaf: leaf[whole:], data), whole)
+        return jax.tree.map(lambda leaf, own: leaf.astype(jnp.result_type(own)), total, params)
 
 
 def size(params: PyTree) -> int:

@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.experimental.sparse.linalg import lobpcg_standard
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, PyTree
@@ -140,7 +141,7 @@ def spectrum(
     num_matvecs
         Steps of Lanczos; ``max(60, 6 k + 20)`` when None, at most ``P``.
     multiplicities
-        Whether further copies are looked for. Without, a multiple eigenvalue shows once, in half the time.
+        Whether further copies are looked for, where ``5 k < P``. Without, a multiple eigenvalue shows once, in a fraction of the time.
     tolerance
         Of ``converged``.
 
@@ -168,7 +169,7 @@ def spectrum(
     if which not in ("magnitude", "largest", "smallest"):
         msg = f"spectrum: which: got {which!r}, expected 'magnitude', 'largest' or 'smallest'."
         raise ValueError(msg)
-    if k is not None and (isinstance(k, bool) or not 1 <= k <= num):
+    if k is not None and (isinstance(k, bool) or not isinstance(k, int | np.integer) or not 1 <= k <= num):
         msg = f"spectrum: k: got {k!r}, expected an int from 1 to {num}, the number of parameters, or None for all."
         raise ValueError(msg)
     if k is None or num <= DENSE:
@@ -332,6 +333,7 @@ def _copies(
     for _ in range(RESTARTS):  # it stops where its search space degenerates
         _, vectors, _ = lobpcg_standard(block, vectors, m=COPIES)
         vectors = jnp.linalg.qr(vectors - taken.T @ (taken @ vectors))[0]
+    vectors = jnp.where(jnp.isfinite(vectors).all(), vectors, start)  # of a matrix that is zero
     images = jax.vmap(matvec, in_axes=1, out_axes=1)(vectors)
     values, mixed = jnp.linalg.eigh(vectors.T @ images)
     rotated, images = vectors @ mixed, images @ mixed

@@ -6,6 +6,7 @@ from jaxsym.symmetry.certify import Certificate, certify
 from jaxsym.symmetry.discover import discover
 from jaxsym.symmetry.factors import Factor, Slot
 from jaxsym.symmetry.group import Pinned, Symmetry
+from jaxsym.symmetry.paths import path_norm
 from jaxsym.symmetry.scales import balance
 from jaxsym.symmetry.verify import Verification, verify
 
@@ -24,5 +25,6 @@ __all__ = [
     "discover",
     "lie_algebra",
     "orbit_distance",
+    "path_norm",
     "verify",
 ]

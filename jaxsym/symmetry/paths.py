@@ -50,7 +50,8 @@ def path_norm(apply: Callable[..., PyTree], params: PyTree, *inputs: PyTree, p: 
     Parameters
     ----------
     apply, params
-        ``apply(params, *inputs)``: sums, products with parameters, and ReLU or leaky ReLU, in any architecture. Every floating leaf is a weight.
+        ``apply(params, *inputs)``: sums, products with parameters, and ReLU or leaky ReLU, in any architecture. Every floating leaf is a weight;
+        constants (as in a mean) multiply paths as they are, whatever ``p``.
     inputs
         For their shapes; ones are fed in their place, so that a batch of ``N`` rows counts ``N`` times: give one row.
     p
@@ -102,7 +103,10 @@ def expect_paths(apply: Callable[..., PyTree], params: PyTree, *inputs: PyTree) 
     checked(apply, shapes[0], shapes[1], "path_norm")
     program = trace(apply, shapes[0], *shapes[1])
     depends = {id(value) for value in [*program.parameters.values(), *program.inputs]}
-    signs: set[int] = set()  # of values that are compared or chosen by, as leaky ReLU does
+    fed = {id(value) for value in program.inputs}
+    signs: dict[
+        int, int
+    ] = {}  # of values that are compared, as leaky ReLU does: which of two cases is taken where they are positive
     for equation in program.equations:
         name, operands = equation.primitive, equation.inputs
         moving = [value for value in operands if id(value) in depends]
@@ -114,10 +118,19 @@ def expect_paths(apply: Callable[..., PyTree], params: PyTree, *inputs: PyTree) 
             and all(np.all(value.constant == 0) for value in constants)
             and len(constants) == 1
         ):
-            signs.update(id(value) for value in equation.outputs)
+            upwards = (name in ("gt", "ge")) == (operands[0].constant is None)
+            signs |= {id(value): int(upwards) for value in equation.outputs}
             continue
+        twice = name in ("mul", "dot_general", "conv_general_dilated") and all(id(value) in fed for value in operands)
+        if any(id(value) in fed for value in operands):
+            fed.update(id(value) for value in equation.outputs)
         depends.update(id(value) for value in equation.outputs)
-        if name == "select_n" and id(operands[0]) in signs and all(_fits(value) for value in operands[1:]):
+        if (
+            name == "select_n"
+            and id(operands[0]) in signs
+            and all(_fits(value) for value in operands[1:])
+            and operands[1 + signs[id(operands[0])]].constant is None
+        ):
             continue
         if name == "max" and all(np.all(value.constant == 0) for value in constants) and constants:
             continue
@@ -125,8 +138,9 @@ def expect_paths(apply: Callable[..., PyTree], params: PyTree, *inputs: PyTree) 
             continue
         if name == "integer_pow" and equation.params["y"] == 1:
             continue
-        if name not in _POSITIVE or not all(map(_fits, constants)):
+        if name not in _POSITIVE or twice or not all(map(_fits, constants)):
             what = f"{name} by constants that are not positive" if name in _POSITIVE else name
+            what = f"{name} of two values that depend on the inputs" if twice else what
             named = [value.path for value in moving if value.path]
             at = f" of {', '.join(named)}" if named else ""
             msg = (

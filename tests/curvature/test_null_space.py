@@ -266,3 +266,16 @@ class TestWhatSymmetryCannotFool:
         net, x, params, loss = case((3, 400, 2), "relu", rows=5)
         with pytest.raises(ValueError, match="sharpness: 2402 parameters, expected at most 2000"):
             sharpness(loss, params, js.discover(net.apply, params, x))
+
+
+def test_a_largest_point_of_an_orbit_is_no_least_one():
+    """-(a b)^2 has the trace -2 (a^2 + b^2): largest where it is balanced, and without bound below."""
+    params = {"a": jnp.ones((1, 1)), "b": jnp.ones(1)}
+    sym = js.discover(lambda p, x: x @ p["a"] * p["b"], params, jnp.ones((3, 1)))
+    found = sharpness(lambda p: -((p["a"] * p["b"]).sum() ** 2), params, sym)
+    assert found.trace == pytest.approx(-4)
+    assert found.least_trace <= found.trace
+    assert not found.trace_settled
+    still = sharpness(lambda p: 0 * (p["a"] * p["b"]).sum(), params, sym)
+    assert still.least_trace == 0
+    assert still.trace_settled

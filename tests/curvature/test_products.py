@@ -149,6 +149,14 @@ def test_a_block_is_a_block_of_the_whole(case, where):
     assert flat.size == as_vector(back(flat)).size
 
 
+def test_a_sum_over_many_batches_in_half_precision():
+    """Added up in bfloat16 it would stand still at a quarter."""
+    one = jnp.ones((), jnp.bfloat16)
+    found = hvp(lambda p, b: (b * p**2).mean() / 2, one, one, data=jnp.ones(2000, jnp.bfloat16), batch_size=1)
+    assert found.dtype == jnp.bfloat16
+    assert float(found) == pytest.approx(1, rel=0.01)
+
+
 class TestBadInput:
     def test_a_loss_that_is_no_scalar(self, case):
         params, v, batch = case
@@ -168,6 +176,22 @@ class TestBadInput:
             ValueError, match="hvp: v has the leaves bias, kernel, expected those of params: params/Dense_0"
         ):
             hvp(loss, params, v["params"]["Dense_0"], data=batch)
+
+    def test_a_vector_in_another_container(self):
+        with pytest.raises(ValueError, match=r"hvp: v is PyTreeDef\(\[\*\]\), expected PyTreeDef\(\(\*,\)\) as params"):
+            hvp(lambda p: p[0] ** 2, (jnp.ones(()),), [jnp.ones(())])
+
+    def test_batches_without_data(self):
+        with pytest.raises(ValueError, match="hvp: batch_size: got 3 without data"):
+            hvp(lambda p: p**2, jnp.ones(()), jnp.ones(()), batch_size=3)
+
+    @pytest.mark.parametrize(
+        ("likelihood", "outputs", "wanted"),
+        [("categorical", jnp.ones(3), r"\[N, classes\]"), ("normal", jnp.ones(()), r"\[N, \.\.\.\]")],
+    )
+    def test_outputs_without_rows(self, likelihood, outputs, wanted):
+        with pytest.raises(ValueError, match=f"fisher_vp: apply returns shape .*, expected {wanted}"):
+            fisher_vp(lambda w: w * outputs, likelihood, jnp.ones(()), jnp.ones(()))
 
     @pytest.mark.parametrize("batch_size", [0, -1, 1.5, True])
     def test_a_batch_size(self, case, batch_size):

@@ -124,6 +124,13 @@ def test_copies_are_found_where_lanczos_breaks_down(sparse, name):
     assert (once.converged == np.isfinite(once.eigenvalues)).all()
 
 
+@pytest.mark.parametrize("which", [pytest.param("magnitude", marks=pytest.mark.long), "largest"])
+def test_a_matrix_that_is_zero_has_as_many_copies_as_asked_for(sparse, which):
+    found = spectrum(lambda x: 0 * jnp.sum(x**2), jnp.ones(40), 3, which=which)
+    np.testing.assert_array_equal(found.eigenvalues, 0)
+    assert found.converged.all()
+
+
 def test_an_exact_breakdown(sparse):
     """A start in a single invariant line: the next vector is exactly zero, and NaN without a guard."""
     with jax.enable_x64(True):
@@ -183,6 +190,15 @@ class TestTrace:
     def test_half_as_many_samples_as_parameters_are_exact(self):
         fn, matrix = quadratic(np.linspace(-1, 2, 10))
         np.testing.assert_allclose(trace(fn, jnp.ones(10), jax.random.key(0), 5).value, np.trace(matrix), rtol=1e-13)
+
+    @pytest.mark.parametrize("semidefinite", [False, True])
+    @pytest.mark.parametrize(("size", "num"), [(1, None), (1, 1), (6, 2), (6, 4), (6, None)])
+    def test_a_matrix_that_is_zero_and_one_of_few_numbers(self, size, num, semidefinite):
+        still = trace(lambda x: 0 * jnp.sum(x**2), jnp.ones(size), jax.random.key(0), num, semidefinite=semidefinite)
+        assert (still.value, still.standard_error) == (0, 0)
+        if num is None:
+            whole = trace(lambda x: jnp.sum(x**2), jnp.ones(size), jax.random.key(0), semidefinite=semidefinite)
+            assert whole.value == pytest.approx(2 * size, rel=1e-6)
 
     @pytest.mark.parametrize("num", [0, 1, 11, 2.5])
     def test_a_number_of_samples_out_of_range(self, num):

@@ -74,6 +74,10 @@ def test_a_convolution_with_a_mean_at_its_end():
         (lambda p, x: jax.nn.relu6(x @ p["a"]) @ p["b"], "the network has"),
         (lambda p, x: jnp.maximum(x @ p["a"], 1.0) @ p["b"], "the network has max"),
         (lambda p, x: jax.nn.softmax(x @ p["a"]) @ p["b"], "the network has"),
+        (lambda p, x: (x @ p["a"]) ** 2 @ p["b"], "the network has"),
+        (lambda p, x: ((x @ p["a"]) * (x @ p["a"])) @ p["b"], "mul of two values that depend on the inputs"),
+        (lambda p, x: jnp.where(x @ p["a"] > 0, 0.0, x @ p["a"]) @ p["b"], "the network has select_n"),
+        (lambda p, x: jnp.where(x @ p["a"] < 0, x @ p["a"], 0.0) @ p["b"], "the network has select_n"),
         (lambda p, x: (x @ p["a"]) @ p["b"] / p["b"].sum(), "the network has div of b|the network has div"),
     ],
 )
@@ -81,6 +85,18 @@ def test_what_has_no_path_norm(apply, said):
     params = {"a": jnp.ones((3, 4)), "b": jnp.ones((4, 1))}
     with pytest.raises(ValueError, match=said):
         path_norm(apply, params, X)
+
+
+def test_relu_by_choice_has_one():
+    params = {"a": jnp.ones((3, 4)), "b": jnp.ones((4, 1))}
+    want = path_norm(lambda p, x: jax.nn.relu(x @ p["a"]) @ p["b"], params, X)
+    for choice in (
+        lambda z: jnp.where(z > 0, z, 0.0),
+        lambda z: jnp.where(z <= 0, 0.0, z),
+        lambda z: jnp.where(z > 0, z, 0.1 * z),
+    ):
+        assert path_norm(lambda p, x: choice(x @ p["a"]) @ p["b"], params, X) == pytest.approx(float(want))  # noqa: B023
+    assert js.symmetry.path_norm is path_norm
 
 
 def test_p():
