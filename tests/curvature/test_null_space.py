@@ -43,7 +43,7 @@ def case(widths, activation, *, use_bias=True, rows=60, seed=0):
     [
         ((3, 4, 2), 6, 18),
         pytest.param((5, 3, 4), 18, 27, marks=pytest.mark.long),
-        ((3, 4, 4, 2), 6, 30),
+        pytest.param((3, 4, 4, 2), 6, 30, marks=pytest.mark.long),
         pytest.param((5, 3, 4, 2), None, None, marks=pytest.mark.long),
     ],
 )

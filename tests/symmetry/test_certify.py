@@ -47,7 +47,9 @@ def test_kernels(name):
     assert ("complete" in str(found)) == (hidden == 0)
 
 
-@pytest.mark.parametrize(("widths", "dimension"), [((1, 3, 1), 7), ((2, 3, 3, 1), 19)])
+@pytest.mark.parametrize(
+    ("widths", "dimension"), [((1, 3, 1), 7), pytest.param((2, 3, 3, 1), 19, marks=pytest.mark.long)]
+)
 def test_functional_dimensions(widths, dimension):
     """The largest rank over parameters; no rank is larger."""
     net, x = MLP(widths[1:], "relu"), 2 * normal(2500, widths[0])
