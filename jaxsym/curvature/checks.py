@@ -60,9 +60,9 @@ def checked_direction(params: PyTree, v: PyTree, who: str) -> None:
     if list(tree.leaves(params)) != list(tree.leaves(v)):
         msg = f"{who}: v has the leaves {', '.join(tree.leaves(v)) or 'none'}, expected those of params: {', '.join(tree.leaves(params))}."
         raise ValueError(msg)
-    got_structure, structure = str(jax.tree.structure(v)), str(jax.tree.structure(params))
-    if got_structure != structure:
-        msg = f"{who}: v is {got_structure}, expected {structure} as params."
+    structures: list[Any] = [jax.tree.structure(v), jax.tree.structure(params)]
+    if structures[0] != structures[1]:
+        msg = f"{who}: v is {structures[0]}, expected {structures[1]} as params."
         raise ValueError(msg)
     for (path, leaf), other in zip(tree.leaves(params).items(), jax.tree.leaves(v), strict=True):
         if jnp.shape(leaf) != jnp.shape(other) or jnp.result_type(leaf) != jnp.result_type(other):

@@ -107,28 +107,19 @@ def sharpness(loss: Loss, params: PyTree, sym: Symmetry, *, steps: int = 200) ->
             return jnp.trace(moved(coordinates))
 
         still = jnp.zeros(sym.dim, point.at.dtype)
-        at_trace, trace_settled = _least(traced, still, steps)
-        at_largest, largest_settled = _least(largest, still, steps)
-        return Sharpness(
-            traced(still),
-            largest(still),
-            traced(at_trace),
-            largest(at_largest),
-            trace_settled,
-            largest_settled,
-            at_trace,
-            at_largest,
-        )
+        pairs = zip(*(_least(measure, still, steps) for measure in (traced, largest)), strict=True)
+        return Sharpness(*(found for pair in pairs for found in pair))
 
     return computed(found, loss, params, None, "sharpness", is_dense=True)
 
 
 def _least(
     measure: Callable[[Array], Array], start: Float[Array, " dim"], steps: int
-) -> tuple[Float[Array, " dim"], Bool[Array, ""]]:
-    """Where L-BFGS takes a measure, and whether its gradient vanishes there."""
+) -> tuple[Float[Array, ""], Float[Array, ""], Bool[Array, ""], Float[Array, " dim"]]:
+    """A measure at the start, the least that L-BFGS takes it to, whether its gradient vanishes there, and where that is."""
+    given = measure(start)
     if not start.size:
-        return start, jnp.ones((), bool)
+        return given, given, jnp.ones((), bool), start
     begin = start + BESIDE * jnp.cos(1.0 + jnp.arange(start.size, dtype=start.dtype))  # a maximum is left
     minimizer = optax.lbfgs()
     together = optax.value_and_grad_from_state(measure)
@@ -148,5 +139,6 @@ def _least(
 
     first = (begin, minimizer.init(begin), jnp.zeros((), int), jnp.array(jnp.inf, start.dtype))
     at, _, _, slope = jax.lax.while_loop(unsettled, step, first)
-    lower = measure(at) <= measure(start)
-    return jnp.where(lower, at, start), (slope <= SETTLED)
+    reached = measure(at)
+    lower = reached <= given
+    return given, jnp.where(lower, reached, given), slope <= SETTLED, jnp.where(lower, at, start)

@@ -295,9 +295,8 @@ def _explained(
     keys = jax.random.split(jax.random.key(0) if key is None else key, MORE)
     here = _jacobian(apply, point.at, point.back, inputs)
     more = [_jacobian(apply, point.at, point.back, perturbed(other, inputs, 1.0)) for other in keys]
-    more = [
-        jnp.where(jnp.isfinite(rows).all(axis=1, keepdims=True), rows, 0) for rows in more
-    ]  # beyond the domain of apply
+    # rows that are not finite lie beyond the domain of apply
+    more = [jnp.where(jnp.isfinite(rows).all(axis=1, keepdims=True), rows, 0) for rows in more]
 
     def moving(rows: Array) -> Int[Array, ""]:
         least = 4 * jnp.finfo(rows.dtype).eps ** 0.5 * jnp.linalg.norm(rows)

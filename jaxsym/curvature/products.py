@@ -165,9 +165,8 @@ def fisher_vp(
     def product(batch: tuple[Any, ...], first: Any) -> PyTree:
         checked(lambda params: jnp.mean(apply(params, *batch)), params, (), "fisher_vp")
         outputs, pushed, pull = _linear(apply, params, v, batch)
-        least = 2 if likelihood == "categorical" else 1
-        if jnp.ndim(outputs) < least:
-            wanted = "[N, classes]" if least == 2 else "[N, ...]"
+        if jnp.ndim(outputs) < family.axes:
+            wanted = ("[N, ...]", "[N, classes]")[family.axes - 1]
             msg = f"fisher_vp: apply returns shape {jnp.shape(outputs)}, expected {wanted}: outputs[None] is one row."
             raise ValueError(msg)
         rows = len(outputs)
@@ -267,17 +266,20 @@ def block(
 class Likelihood(NamedTuple):
     """An exponential family by its natural parameters ``z``: ``log p(t) = z . s(t) - log_partition(z) + ...``.
 
-    ``log_partition(z)`` is to be summed; ``draw(key, z) -> s(t)`` is the sufficient statistic of a drawn target, shaped like ``z``.
+    ``log_partition(z)`` is to be summed; ``draw(key, z) -> s(t)`` is the sufficient statistic of a drawn target, shaped like ``z``. ``axes`` are those
+    that outputs have at least: rows, and what one target is drawn from.
     """
 
     log_partition: Callable[[Array], Array]
     draw: Callable[[Array, Array], Array]
+    axes: int = 1
 
 
 LIKELIHOODS = {
     "categorical": Likelihood(
         lambda z: jax.nn.logsumexp(z, axis=-1),
         lambda key, z: jax.nn.one_hot(jax.random.categorical(key, z), z.shape[-1], dtype=z.dtype),
+        axes=2,
     ),
     "bernoulli": Likelihood(
         jax.nn.softplus, lambda key, z: jax.random.bernoulli(key, jax.nn.sigmoid(z)).astype(z.dtype)

@@ -104,9 +104,8 @@ def expect_paths(apply: Callable[..., PyTree], params: PyTree, *inputs: PyTree) 
     program = trace(apply, shapes[0], *shapes[1])
     depends = {id(value) for value in [*program.parameters.values(), *program.inputs]}
     fed = {id(value) for value in program.inputs}
-    signs: dict[
-        int, int
-    ] = {}  # of values that are compared, as leaky ReLU does: which of two cases is taken where they are positive
+    # signs of values that are compared, as leaky ReLU does, and which of two cases is taken where the values are positive
+    signs: dict[int, int] = {}
     for equation in program.equations:
         name, operands = equation.primitive, equation.inputs
         moving = [value for value in operands if id(value) in depends]
@@ -139,8 +138,8 @@ def expect_paths(apply: Callable[..., PyTree], params: PyTree, *inputs: PyTree) 
         if name == "integer_pow" and equation.params["y"] == 1:
             continue
         if name not in _POSITIVE or twice or not all(map(_fits, constants)):
-            what = f"{name} by constants that are not positive" if name in _POSITIVE else name
-            what = f"{name} of two values that depend on the inputs" if twice else what
+            wrong = " of two values that depend on the inputs" if twice else " by constants that are not positive"
+            what = name + wrong * (name in _POSITIVE)
             named = [value.path for value in moving if value.path]
             at = f" of {', '.join(named)}" if named else ""
             msg = (
