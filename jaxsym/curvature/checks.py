@@ -14,7 +14,7 @@ from jaxtyping import PyTree
 from jaxsym import tree
 from jaxsym.parallel.chunk import free_bytes, is_tracing
 from jaxsym.symmetry.checks import expect_finite
-from jaxsym.symmetry.verify import wide
+from jaxsym.symmetry.verify import equations, narrowed, wide
 
 
 def checked(loss: Callable[..., Any], params: PyTree, batch: tuple[Any, ...], who: str) -> None:
@@ -84,23 +84,102 @@ def checked_finite(name: str, value: PyTree, who: str) -> None:
             expect_finite(f"{who}: {name}{'/' * bool(path)}{path}", leaf)
 
 
+def expect_int(who: str, name: str, got: Any, least: int, most: int | None = None, why: str = "") -> None:
+    """Refuse what is no int in these bounds.
+
+    Raises
+    ------
+    ValueError
+        With the bounds, and why.
+    """
+    whole = isinstance(got, int | np.integer) and not isinstance(got, bool)
+    if not whole or got < least or (most is not None and got > most):
+        bound = f"from {least} to {most}{why}" if most is not None else f"of at least {least}{why}"
+        msg = f"{who}: {name}: got {got!r}, expected an int {bound}."
+        raise ValueError(msg)
+
+
+def expect_key(who: str, key: Any) -> None:
+    """Refuse what is no key.
+
+    Raises
+    ------
+    TypeError
+        With the type.
+    """
+    dtype, shape = getattr(key, "dtype", None), jnp.shape(key)
+    typed = jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key) and shape == ()
+    if not typed and not (dtype == jnp.uint32 and len(shape) == 1):
+        got = type(key).__name__ if dtype is None else f"{dtype}{list(shape)}"
+        msg = f"{who}: key is {got}, expected one key: jax.random.key(0)."
+        raise TypeError(msg)
+
+
+def expect_same(fn: Callable[..., Any], wide: PyTree, who: str) -> None:
+    """Refuse a function that float64 makes another one; to be called where float64 was enabled and was not before.
+
+    Raises
+    ------
+    TypeError
+        If it fails with parameters in float64.
+    ValueError
+        If it draws random numbers, which are others there.
+    """
+    try:
+        jaxpr = jax.make_jaxpr(fn)(wide)
+    except TypeError as error:
+        msg = (
+            f"{who}: with parameters in float64 the function fails: {str(error).splitlines()[0]} Let it cast what it closes over, as in"
+            " x.astype(w.dtype), or close over arrays in float64."
+        )
+        raise TypeError(msg) from error
+    if any(equation.params.get("bit_width", 0) > 32 for equation in equations(jaxpr.jaxpr)):  # of random bits
+        msg = (
+            f"{who}: the function draws random numbers, which in float64 are others than those of your training; draw them before,"
+            " and close over them (or give their dtype), or work inside of jax.enable_x64(True) throughout."
+        )
+        raise ValueError(msg)
+
+
+def expect_precise(fn: Callable[..., Any], params: PyTree, who: str) -> None:
+    """Refuse a function that computes in less than the precision of its parameters, for then no rank can be told.
+
+    Raises
+    ------
+    ValueError
+        Naming the precision.
+    """
+    coarse = sorted(set(narrowed(jax.make_jaxpr(fn)(params))))
+    if coarse:
+        taken = jnp.result_type(*jax.tree.leaves(params))
+        msg = (
+            f"{who}: the function computes in {', '.join(coarse)} somewhere, though its parameters are {taken}: what is zero"
+            f" cannot be told from its rounding. Let it compute in the precision of its parameters (dtype=None in Flax modules, no astype)."
+        )
+        raise ValueError(msg)
+
+
 def rows_of(data: PyTree, batch_size: int | None, who: str) -> int:
     """How many rows there are.
 
     Raises
     ------
     ValueError
-        If the leaves differ, there is none, or the batch size is no positive int.
+        If the leaves differ in number, there is none, or the batch size is no positive int.
     """
-    if batch_size is not None and (isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1):
-        msg = f"{who}: batch_size: got {batch_size!r}, expected a positive int, or None for all rows."
-        raise ValueError(msg)
+    if batch_size is not None:
+        expect_int(who, "batch_size", batch_size, 1, why=", or None for all rows")
     rows = {path or "data": jnp.shape(leaf)[:1] for path, leaf in tree.leaves(data).items()}
     if len(set(rows.values())) != 1 or () in rows.values() or (0,) in rows.values():
         got = ", ".join(f"{path} {list(shape)}" for path, shape in rows.items()) or "no leaves"
         msg = f"{who}: data: got {got}, expected leaves with the same number of rows, at least one."
         raise ValueError(msg)
     return next(iter(rows.values()))[0]
+
+
+def is_settled() -> bool:
+    """Whether the precision is the caller's choice: inside ``jit``, or where float64 is enabled."""
+    return is_tracing() or jnp.result_type(float) == jnp.float64
 
 
 @contextlib.contextmanager

@@ -8,10 +8,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 from matfree import stochtrace
 
+from jaxsym.curvature.checks import expect_int, expect_key
 from jaxsym.curvature.products import Loss, size
 from jaxsym.curvature.spectra import Point, computed, in_batches, krylov
 
 BASES = 2**28  # bytes of Krylov bases that are built at once
+NEGATIVE = 1e-8
+"""An eigenvalue of a sketch below this part of the largest is no rounding."""
+DISTINCT = 1e5  # nodes closer than so many units in the last place have no range of their own
 
 
 class Trace(NamedTuple):
@@ -69,12 +73,15 @@ def trace(
         Of the Gaussian samples, and how many: ``2 num`` products for XTrace, ``num + 1`` for XNysTrace; from 2 up to the number of parameters. 16 when
         None, or as many as there are parameters.
     semidefinite
-        Whether no eigenvalue is negative: true of the Gauss-Newton and Fisher matrices, of a Hessian only near a minimum.
+        Whether no eigenvalue is negative: true of the Gauss-Newton and Fisher matrices, of a Hessian only near a minimum. Where the samples show a
+        negative one the value is NaN inside ``jit``, and an error outside; a few may not show.
 
     Raises
     ------
+    TypeError
+        If ``key`` is no key.
     ValueError
-        As for :func:`~jaxsym.curvature.hessian`, and if ``num`` is out of range.
+        As for :func:`~jaxsym.curvature.hessian`, if ``num`` is out of range, or the samples show that a ``semidefinite`` matrix is not.
 
     Notes
     -----
@@ -88,7 +95,8 @@ def trace(
     """
     count = size(params)
     num = min(16, count) if num is None else num
-    _expect("trace", "num", num, min(2, count), count, "the number of parameters")
+    expect_int("trace", "num", num, min(2, count), count, ", the number of parameters")
+    expect_key("trace", key)
 
     def found(point: Point) -> Trace:
         matvec, at, _ = point
@@ -100,12 +108,20 @@ def trace(
 
         integrand = stochtrace.leave_one_out_xnystrace() if semidefinite else stochtrace.leave_one_out_xtrace()
         value, error = stochtrace.estimator_leave_one_out_mean_and_sem(integrand, samples)(matvec, key)
-        if semidefinite:  # its shift is 0 where the matrix is, and what follows NaN
-            nothing = ~jnp.any(matvec(jax.random.normal(jax.random.fold_in(key, 1), at.shape, at.dtype)))
-            value, error = (jnp.where(nothing, 0, found) for found in (value, error))
+        if semidefinite:  # the estimate is one of positive eigenvalues: 0 is NaN to it, and negative ones show nowhere
+            sketch = samples(key)
+            inner = jnp.linalg.eigvalsh(sketch @ jax.vmap(matvec)(sketch).T)
+            largest = jnp.abs(inner).max()
+            fill = jnp.where(largest == 0, 0, jnp.nan)
+            usual = inner[0] >= -NEGATIVE * largest
+            value, error = (jnp.where(usual & (largest > 0), found, fill) for found in (value, error))
         return Trace(value, error)
 
-    return computed(found, loss, params, product, "trace")
+    estimate: Trace = computed(found, loss, params, product, "trace", held=6 * num, instead="take fewer samples")
+    if semidefinite and not isinstance(estimate.value, jax.core.Tracer) and jnp.isnan(estimate.value):
+        msg = "trace: semidefinite=True, and the matrix has negative eigenvalues, expected none: leave it out, for XTrace."
+        raise ValueError(msg)
+    return estimate
 
 
 def density(
@@ -135,10 +151,12 @@ def density(
     num_points
         Of the grid, which reaches three standard deviations beyond the outermost nodes.
     broadening
-        ``sigma`` in units of the range of the nodes.
+        ``sigma`` in units of the range of the nodes (of 1 for a matrix that is zero; of 1e5 units in the last place where the nodes are closer).
 
     Raises
     ------
+    TypeError
+        If ``key`` is no key.
     ValueError
         As for :func:`~jaxsym.curvature.hessian`, and if a number is out of range.
 
@@ -153,10 +171,11 @@ def density(
     True
     """
     num_matvecs = min(50, size(params)) if num_matvecs is None else num_matvecs
-    _expect("density", "num_matvecs", num_matvecs, 1, size(params), "the number of parameters")
-    _expect("density", "num_samples", num_samples, 1)
-    _expect("density", "num_points", num_points, 2)
-    if not broadening > 0:
+    expect_int("density", "num_matvecs", num_matvecs, 1, size(params), ", the number of parameters")
+    expect_int("density", "num_samples", num_samples, 1)
+    expect_int("density", "num_points", num_points, 2)
+    expect_key("density", key)
+    if not 0 < broadening < float("inf"):
         msg = f"density: broadening: got {broadening}, expected a positive part of the range of eigenvalues."
         raise ValueError(msg)
 
@@ -167,7 +186,8 @@ def density(
         spaces = in_batches(lambda start: krylov(matvec, start, num_matvecs), starts, together)
         nodes, weights = spaces.ritz, jnp.where(jnp.isnan(spaces.ritz), 0, spaces.vectors[:, 0] ** 2)
         low, high = jnp.nanmin(nodes), jnp.nanmax(nodes)
-        span = jnp.where(high > low, high - low, jnp.where(high == 0, 1, jnp.abs(high)))
+        largest = jnp.maximum(jnp.abs(low), jnp.abs(high))
+        span = jnp.where(largest > 0, jnp.maximum(high - low, DISTINCT * jnp.finfo(at.dtype).eps * largest), 1)
         sigma = broadening * span
         grid = jnp.linspace(low - 3 * sigma, high + 3 * sigma, num_points)
 
@@ -179,11 +199,4 @@ def density(
         error = each.std(axis=0, ddof=1) / num_samples**0.5 if num_samples > 1 else jnp.full(num_points, jnp.inf)
         return Density(grid, each.mean(axis=0), sigma, nodes, weights, error)
 
-    return computed(found, loss, params, product, "density")
-
-
-def _expect(who: str, name: str, got: int, least: int, most: int | None = None, why: str = "") -> None:
-    if isinstance(got, bool) or got != int(got) or got < least or (most is not None and got > most):
-        bound = f"from {least} to {most}, {why}" if most is not None else f"of at least {least}"
-        msg = f"{who}: {name}: got {got!r}, expected an int {bound}."
-        raise ValueError(msg)
+    return computed(found, loss, params, product, "density", held=2 * num_matvecs, instead="take fewer matvecs")

@@ -14,6 +14,7 @@ import optax
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, PyTree
 
+from jaxsym.curvature.checks import expect_int
 from jaxsym.curvature.products import Loss, size
 from jaxsym.curvature.spectra import DENSE, Point, computed, dense
 from jaxsym.symmetry.checks import expect_group
@@ -22,6 +23,8 @@ from jaxsym.symmetry.group import Symmetry
 BESIDE = 0.01  # how far from the given point a search begins
 SETTLED = 1e-6
 """A gradient along the orbit below this part of the measure counts as zero."""
+SAME = 1e-6
+"""How much a loss may change along the orbit, as a part of its size and of what so long a step changes otherwise."""
 
 
 class Sharpness(NamedTuple):
@@ -36,7 +39,7 @@ class Sharpness(NamedTuple):
     trace_settled, largest_settled
         Whether the gradient along the orbit vanishes there, reached from a point beside the given one, so that no maximum counts: then it is a
         minimum (a trace of squares is convex in the logarithms of rescalings, so that there is only one). Where the largest eigenvalue is double it has
-        corners, and this stays False; so it does where the measure has no minimum.
+        corners, and this stays False; so it does where the measure has no minimum (then the least that was seen before it went beyond all bounds).
     trace_coordinates, largest_coordinates
         Lie-algebra coordinates ``[sym.dim]`` of the element that leads there: ``sym.act(sym.exp(coordinates), params)``.
     """
@@ -68,7 +71,7 @@ def sharpness(loss: Loss, params: PyTree, sym: Symmetry, *, steps: int = 200) ->
     TypeError
         If ``sym`` is no group, or a parameter is not floating.
     ValueError
-        As for :func:`~jaxsym.curvature.hessian`, and beyond 2000 parameters.
+        As for :func:`~jaxsym.curvature.hessian`; beyond 2000 parameters; or if the loss changes along the orbit.
 
     Notes
     -----
@@ -86,6 +89,7 @@ def sharpness(loss: Loss, params: PyTree, sym: Symmetry, *, steps: int = 200) ->
     (64.25, 8.0)
     """
     expect_group(sym, "sharpness")
+    expect_int("sharpness", "steps", steps, 1)
     if size(params) > DENSE:
         msg = (
             f"sharpness: {size(params)} parameters, expected at most {DENSE}, for the Hessian is dense: take a layer by js.curvature.block,"
@@ -93,10 +97,12 @@ def sharpness(loss: Loss, params: PyTree, sym: Symmetry, *, steps: int = 200) ->
         )
         raise ValueError(msg)
 
-    def found(point: Point) -> Sharpness:
+    def found(point: Point) -> tuple[Sharpness, Array]:
+        def there(coordinates: Array) -> PyTree:
+            return sym.act(sym.exp(coordinates), point.back(point.at)) if sym.dim else point.back(point.at)
+
         def moved(coordinates: Array) -> Float[Array, "P P"]:
-            there = sym.act(sym.exp(coordinates), point.back(point.at)) if sym.dim else point.back(point.at)
-            at, back = ravel_pytree(there)
+            at, back = ravel_pytree(there(coordinates))
             gradient = jax.grad(lambda at: loss(back(at)))
             return dense(Point(lambda v: jax.jvp(gradient, (at,), (v,))[1], at, back))
 
@@ -108,9 +114,27 @@ def sharpness(loss: Loss, params: PyTree, sym: Symmetry, *, steps: int = 200) ->
 
         still = jnp.zeros(sym.dim, point.at.dtype)
         pairs = zip(*(_least(measure, still, steps) for measure in (traced, largest)), strict=True)
-        return Sharpness(*(found for pair in pairs for found in pair))
+        measured = Sharpness(*(found for pair in pairs for found in pair))
+        values = [loss(there(coordinates)) for coordinates in (still, beside(still))]
+        step = jnp.linalg.norm(ravel_pytree(there(beside(still)))[0] - point.at)
+        slope = jnp.linalg.norm(jax.grad(lambda at: loss(point.back(at)))(point.at))
+        curved = jnp.abs(measured.trace) + jnp.abs(measured.largest)
+        usual = jnp.abs(values[0]) + slope * step + curved * step**2
+        return measured, jnp.abs(values[1] - values[0]) / jnp.where(usual > 0, usual, 1)
 
-    return computed(found, loss, params, None, "sharpness", is_dense=True)
+    measured, change = computed(found, loss, params, None, "sharpness", held=3 * size(params))
+    if not isinstance(change, jax.core.Tracer) and change > SAME:
+        msg = (
+            f"sharpness: the loss changes by {change:.1e} of its size along the orbit, expected a group that leaves it as it is:"
+            " js.discover of this loss, or of its network."
+        )
+        raise ValueError(msg)
+    return measured
+
+
+def beside(coordinates: Float[Array, " dim"]) -> Float[Array, " dim"]:
+    """A point nearby, off in every coordinate by another amount: at a maximum a search stands still."""
+    return coordinates + BESIDE * jnp.cos(1.0 + jnp.arange(coordinates.size, dtype=coordinates.dtype))
 
 
 def _least(
@@ -120,25 +144,30 @@ def _least(
     given = measure(start)
     if not start.size:
         return given, given, jnp.ones((), bool), start
-    begin = start + BESIDE * jnp.cos(1.0 + jnp.arange(start.size, dtype=start.dtype))  # a maximum is left
     minimizer = optax.lbfgs()
     together = optax.value_and_grad_from_state(measure)
 
-    def unsettled(carry: tuple[Array, Any, Array, Array]) -> Bool[Array, ""]:
-        _, _, index, slope = carry
-        return (index < steps) & (slope > SETTLED**2)
+    def unsettled(carry: tuple[Array, Any, Array, Array, Any]) -> Bool[Array, ""]:
+        _, _, index, slope, _ = carry
+        return (index < steps) & (slope > SETTLED**2)  # NaN is not
 
-    def step(carry: tuple[Array, Any, Array, Array]) -> tuple[Array, Any, Array, Array]:
-        at, state, index, _ = carry
+    def lower(best: Any, value: Array, at: Array) -> Any:
+        is_lower = jnp.isfinite(value) & jnp.isfinite(at).all() & (value <= best[0])
+        return jax.tree.map(lambda new, old: jnp.where(is_lower, new, old), (value, at), best)
+
+    def step(carry: tuple[Array, Any, Array, Array, Any]) -> tuple[Array, Any, Array, Array, Any]:
+        at, state, index, _, best = carry
         value, gradient = together(at, state=state)
         change, state = minimizer.update(gradient, state, at, value=value, grad=gradient, value_fn=measure)
         moved = at + change
         after = optax.tree.get(state, "grad")
         slope = jnp.linalg.norm(after)
-        return moved, state, index + 1, jnp.where(slope > 0, slope / jnp.abs(value), 0)
+        relative = jnp.where(slope > 0, slope / jnp.abs(value), slope)
+        return moved, state, index + 1, relative, lower(best, value, at)
 
-    first = (begin, minimizer.init(begin), jnp.zeros((), int), jnp.array(jnp.inf, start.dtype))
-    at, _, _, slope = jax.lax.while_loop(unsettled, step, first)
-    reached = measure(at)
-    lower = reached <= given
-    return given, jnp.where(lower, reached, given), slope <= SETTLED, jnp.where(lower, at, start)
+    begin = beside(start)
+    first = (begin, minimizer.init(begin), jnp.zeros((), int), jnp.array(jnp.inf, start.dtype), (given, start))
+    at, state, _, slope, best = jax.lax.while_loop(unsettled, step, first)
+    last = optax.tree.get(state, "value")
+    least, where = lower(best, last, at)
+    return given, least, (slope <= SETTLED) & (last - least <= SETTLED * jnp.abs(least)), where

@@ -13,9 +13,21 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from jaxsym.curvature.checks import checked, checked_finite, exact, lasting, one_by_one
-from jaxsym.curvature.products import Loss
+from jaxsym.curvature.checks import (
+    checked,
+    checked_finite,
+    exact,
+    expect_key,
+    expect_precise,
+    expect_room,
+    expect_same,
+    is_settled,
+    lasting,
+    one_by_one,
+)
+from jaxsym.curvature.products import Loss, size
 from jaxsym.curvature.spectra import Point, computed, dense
+from jaxsym.parallel.chunk import is_tracing
 from jaxsym.symmetry.certify import GAP
 from jaxsym.symmetry.checks import expect_group
 from jaxsym.symmetry.group import Symmetry
@@ -29,7 +41,9 @@ STEP = 1e-4
 """if a Newton step is shorter than this part of the parameters."""
 CONTAINED = 1e-4
 """Sine of the angle between a generator and the null space, at most, where the orbit counts as contained."""
-MORE = 4  # further sets of inputs, to tell what holds on the given ones only
+RANK = 1e-9
+"""Singular values of a Jacobian, or of an orbit, below this part of the largest may count as zero."""
+MORE = 4  # further draws of inputs, each of as many outputs as parameters at least, to tell what holds on the given ones only
 
 
 class Flat(NamedTuple):
@@ -58,9 +72,10 @@ class Flat(NamedTuple):
     unexplained
         ``nullity`` less the dimension of the part of the null space that the orbit spans.
     hidden, on_data, beyond
-        None without ``apply``. How many dimensions of the null space, beside the orbit, leave all outputs at any input as they are (dead and always-on units,
-        redundant parameters); how many further ones leave the outputs at these inputs as they are (rank of the data,
-        overparametrisation); and what is flat though outputs change (the loss itself, or residuals that cancel).
+        Which parts of ``unexplained`` these are; None without ``apply``. How many dimensions leave all outputs at any input as they are (dead and
+        always-on units, redundant parameters); how many further ones leave the outputs at these inputs as they are (rank of the data,
+        overparametrisation); and what is flat though outputs change (the loss itself, or residuals that cancel). Integers among the inputs stay as
+        they are: give all tokens that there are. -1 inside ``jit`` where derivatives of the outputs are not finite.
     eigenvalues
         ``[P]``: of the Hessian, ascending.
     """
@@ -120,11 +135,11 @@ def flat(
     sym
         A group that leaves the loss as it is: of the network, ``discover(net.apply, params, x)``, or of the loss itself.
     apply, inputs
-        The network, ``apply(params, *inputs)``, on the inputs of the loss: to tell what explains the rest of the null space.
+        The network, ``apply(params, *inputs)``, on the inputs of the loss, a tuple: to tell what explains the rest of the null space.
     key
         Of further random inputs for that; a fixed one when None.
     small
-        Eigenvalues below this part of the largest may count as zero.
+        Eigenvalues below this part of the largest may count as zero; between 0 and 1.
 
     Returns
     -------
@@ -134,9 +149,10 @@ def flat(
     Raises
     ------
     TypeError
-        If ``sym`` is no group, or a parameter is not floating.
+        If ``sym`` is no group, ``inputs`` no tuple, or a parameter is not floating.
     ValueError
-        As for :func:`~jaxsym.curvature.hessian`.
+        As for :func:`~jaxsym.curvature.hessian`; if derivatives of ``apply`` are not finite; or if loss or network compute in less than the precision
+        of the parameters somewhere, for then no rank can be told.
 
     Notes
     -----
@@ -154,6 +170,16 @@ def flat(
     (4, 2, 2, True)
     """
     expect_group(sym, "flat")
+    if not 0 < small < 1:
+        msg = f"flat: small: got {small}, expected a part of the largest eigenvalue between 0 and 1."
+        raise ValueError(msg)
+    if key is not None:
+        expect_key("flat", key)
+    with exact() as widened:
+        checked(loss, params, (), "flat")
+        expect_precise(loss, widened(params), "flat")
+    if apply is not None:
+        _expect_network(apply, params, inputs, "flat")
 
     def found(point: Point) -> Flat:
         matrix, at = dense(point), point.at
@@ -172,8 +198,8 @@ def flat(
         lengths = jnp.linalg.norm(xi, axis=1)
         unit = xi / jnp.where(lengths > 0, lengths, 1)[:, None]
         outside = jnp.linalg.norm(jnp.where(kept, unit @ vectors, 0), axis=1)
-        orbit = rank_of(unit)
-        within = rank_of(jnp.where(kept, 0, unit @ vectors), CONTAINED)
+        orbit = spanned(unit)
+        within = _common(orbit, jnp.where(kept, vectors, 0))
         each = jnp.eye(sym.dim, dtype=at.dtype)
         moved = jax.vmap(lambda one: pull(one[:, None] * gradient)[0])(each)  # (D xi_i)' grad L
         away = jnp.linalg.norm(unit @ matrix + moved / jnp.where(lengths > 0, lengths, 1)[:, None], axis=1)
@@ -181,14 +207,15 @@ def flat(
         slopes = gradient @ vectors
         newton = jnp.linalg.norm(jnp.where(kept, slopes / jnp.where(kept, values, 1), 0))
         nullity = at.size - rank
+        unexplained = nullity - _rows(within)
         hidden = on_data = beyond = None
         if apply is not None:
             null = jnp.where(kept, 0, vectors)
-            hidden, on_data, beyond = _explained(point, apply, inputs, key, null, nullity, within)
+            hidden, on_data, beyond = _explained(point, apply, inputs, key, null, within, unexplained)
         return Flat(
             rank,
             nullity,
-            orbit,
+            _rows(orbit),
             outside.max(initial=0) <= CONTAINED,
             gap,
             (kept & (values < 0)).sum(),
@@ -196,14 +223,14 @@ def flat(
             (norm <= CRITICAL * largest * length) & (newton <= STEP * length),
             outside,
             away.max(initial=0) / jnp.where(largest > 0, largest, 1),
-            nullity - within,
+            unexplained,
             hidden,
             on_data,
             beyond,
             values,
         )
 
-    return computed(found, loss, params, None, "flat", is_dense=True)
+    return computed(found, loss, params, None, "flat", held=6 * size(params))
 
 
 def effective_dimension(apply: Callable[..., Any], params: PyTree, *inputs: Any) -> Int[Array, ""]:
@@ -216,6 +243,19 @@ def effective_dimension(apply: Callable[..., Any], params: PyTree, *inputs: Any)
     apply, params, inputs
         ``apply(params, *inputs) -> outputs``; floating parameters.
 
+    Returns
+    -------
+    Array
+        An int; -1 inside ``jit`` where a derivative is not finite.
+
+    Raises
+    ------
+    TypeError
+        If a parameter is not floating.
+    ValueError
+        If something is not finite, the Jacobian would not fit into the memory, or the network computes in less than the precision of its
+        parameters somewhere.
+
     Notes
     -----
     *Source*: Grigsby, Lindsey, Meyerhoff, Wu 2022 (arXiv:2209.04036), the functional dimension.
@@ -225,14 +265,16 @@ def effective_dimension(apply: Callable[..., Any], params: PyTree, *inputs: Any)
     >>> int(effective_dimension(lambda p, x: p["a"] * p["b"] * x, {"a": jnp.ones(1), "b": jnp.ones(1)}, jnp.ones(3)))
     1
     """
-    who = "effective_dimension"
+    _expect_network(apply, params, inputs, "effective_dimension")
     with exact() as widened:
-        checked(lambda params: _outputs(apply, params, inputs).sum(), params, (), who)
-        checked_finite("params", params, who)
         at, back = ravel_pytree(widened(params))
-        given = widened(tuple(inputs))
-        found = jax.jit(one_by_one(lambda at: rank_of(_jacobian(apply, at, back, given))))(at)
-    return lasting(found)
+        given = widened(inputs)
+
+        def found(at: Array) -> Int[Array, ""]:
+            jacobian = _jacobian(apply, at, back, given)
+            return jnp.where(jnp.isfinite(jacobian).all(), _rows(spanned(jacobian)), -1)
+
+        return lasting(jax.jit(one_by_one(found))(at))
 
 
 def ranked(sizes: Float[Array, " n"], small: float) -> tuple[Int[Array, ""], Float[Array, ""], Float[Array, ""]]:
@@ -257,16 +299,63 @@ def ranked(sizes: Float[Array, " n"], small: float) -> tuple[Int[Array, ""], Flo
     return (sizes > limit).sum(), gap, limit
 
 
-def rank_of(matrix: Float[Array, "n m"], small: float = 1e-9) -> Int[Array, ""]:
-    """The rank of a matrix, by the gap in its singular values."""
-    if not matrix.size:
-        return jnp.zeros((), int)
-    return ranked(jnp.linalg.svd(matrix, compute_uv=False), small)[0]
+def spanned(rows: Float[Array, "n m"], least: Array | None = None) -> Float[Array, "k m"]:
+    """An orthonormal basis of what the rows span, rows of 0 beyond the rank: singular values above ``least``, or above a gap."""
+    if not rows.size:
+        return rows
+    _, values, directions = jnp.linalg.svd(rows, full_matrices=False)
+    limit = ranked(values, RANK)[2] if least is None else least
+    return jnp.where((values > limit)[:, None], directions, 0)
+
+
+def _rows(basis: Float[Array, "k m"]) -> Int[Array, ""]:
+    """How many rows are not 0."""
+    return jnp.any(basis != 0, axis=1).sum()
+
+
+def _common(basis: Float[Array, "k P"], beyond: Float[Array, "P P"]) -> Float[Array, "k P"]:
+    """An orthonormal basis of what a space shares with a null space, rows of 0 beyond; the columns of ``beyond`` span the complement of the latter.
+
+    By the principal angles between both: those are shared whose sine is at most ``CONTAINED``. A row of 0 is beyond.
+    """
+    if not basis.size:
+        return basis
+    absent = jnp.diag(1.0 * ~jnp.any(basis != 0, axis=1))
+    mixed, sines, _ = jnp.linalg.svd(jnp.concatenate([basis @ beyond, absent], axis=1), full_matrices=False)
+    return jnp.where((sines <= CONTAINED)[:, None], mixed.T @ basis, 0)
+
+
+def _expect_network(apply: Callable[..., Any], params: PyTree, inputs: tuple[Any, ...], who: str) -> None:
+    """Refuse a network whose rank cannot be told."""
+    if not isinstance(inputs, tuple):
+        msg = f"{who}: inputs is of type {type(inputs).__name__}, expected a tuple: (x,)."
+        raise TypeError(msg)
+    settled = is_settled()
+    with exact() as widened:
+        checked(lambda params: _outputs(apply, params, inputs).sum(), params, (), who)
+        checked_finite("params", params, who)
+        wide, given = widened(params), widened(inputs)
+
+        def outputs(params: PyTree) -> Array:
+            return _outputs(apply, params, given)
+
+        dtype = jnp.result_type(*jax.tree.leaves(wide))
+        count, num = jax.eval_shape(outputs, wide).size, size(wide)
+        expect_room((3 * (count + num), num), dtype, who, "take fewer inputs, or a layer by js.curvature.block")
+        expect_precise(outputs, wide, who)
+        if not settled:
+            expect_same(outputs, wide, who)
+        if not is_tracing():
+            ones = jax.tree.map(jnp.ones_like, wide)
+            checked_finite(
+                "derivatives of the outputs", jax.jit(lambda at: jax.jvp(outputs, (at,), (ones,))[1])(wide), who
+            )
 
 
 def _outputs(apply: Callable[..., Any], params: PyTree, inputs: tuple[Any, ...]) -> Float[Array, " outputs"]:
     leaves = [jnp.ravel(leaf) for leaf in jax.tree.leaves(apply(params, *inputs))]
-    return jnp.concatenate([leaf for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.floating)])
+    floating = [leaf for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.floating)]
+    return jnp.concatenate(floating) if floating else jnp.zeros(0)
 
 
 def _jacobian(
@@ -284,23 +373,41 @@ def _explained(
     inputs: tuple[Any, ...],
     key: Array | None,
     null: Float[Array, "P P"],
-    nullity: Int[Array, ""],
-    within: Int[Array, ""],
+    within: Float[Array, "k P"],
+    unexplained: Int[Array, ""],
 ) -> tuple[Int[Array, ""], Int[Array, ""], Int[Array, ""]]:
     """Dimensions of the null space beyond the orbit: in the kernel of the Jacobian at any input, at these inputs, and in neither.
 
-    The kernel within the null space (columns of ``null``, the others 0) is the null space less the rank of the Jacobian on it. At zero residual
-    ``|J v|^2`` is of the size of ``v' H v``, which is known up to rounding: what is below the square root of that does not move.
+    Those in no kernel are the rank of the Jacobian on the null space (columns of ``null``, the others 0) beyond its rank on what the orbit has of
+    it (rows of ``within``). At zero residual ``|J v|^2`` is of the size of ``v' H v``, which is known up to rounding: what is below the square root
+    of that does not move.
     """
-    keys = jax.random.split(jax.random.key(0) if key is None else key, MORE)
     here = _jacobian(apply, point.at, point.back, inputs)
-    more = [_jacobian(apply, point.at, point.back, perturbed(other, inputs, 1.0)) for other in keys]
-    # rows that are not finite lie beyond the domain of apply
-    more = [jnp.where(jnp.isfinite(rows).all(axis=1, keepdims=True), rows, 0) for rows in more]
+    count, num = here.shape
 
-    def moving(rows: Array) -> Int[Array, ""]:
+    def drawn(key: Array) -> Float[Array, "outputs P"]:
+        rows = _jacobian(apply, point.at, point.back, perturbed(key, inputs, 1.0))
+        return jnp.where(jnp.isfinite(rows).all(axis=1, keepdims=True), rows, 0)  # or it is beyond the domain of apply
+
+    def add(factor: Float[Array, "P P"], keys: Array) -> tuple[Float[Array, "P P"], None]:
+        rows = jax.vmap(drawn)(keys).reshape(-1, num)
+        return jnp.linalg.qr(jnp.concatenate([factor, rows]), mode="r"), None
+
+    keys = jax.random.split(jax.random.key(0) if key is None else key, (MORE, math.ceil(num / count)))
+    padded = jnp.concatenate([here, jnp.zeros((num, num), here.dtype)])
+    factor = jnp.linalg.qr(padded, mode="r")  # of the same singular values on any space
+    whole, _ = jax.lax.scan(add, factor, keys)
+    sizes, basis = jnp.linalg.eigh(null @ null.T - within.T @ within)
+    rest = jnp.where(sizes > 0.5, basis, 0)
+
+    def moving(rows: Float[Array, "P P"]) -> Int[Array, ""]:
         least = 4 * jnp.finfo(rows.dtype).eps ** 0.5 * jnp.linalg.norm(rows)
-        return (jnp.linalg.svd(rows @ null, compute_uv=False) > least).sum()
+        along = spanned((rows @ within.T).T, least)
+        apart = rows @ rest
+        return (jnp.linalg.svd(apart - along.T @ (along @ apart), compute_uv=False) > least).sum()
 
-    on_these, anywhere = moving(here), moving(jnp.concatenate([here, *more]))
-    return nullity - anywhere - within, anywhere - on_these, on_these
+    on_these = moving(factor)
+    anywhere = jnp.maximum(moving(whole), on_these)
+    parts = (unexplained - anywhere, anywhere - on_these, on_these)
+    finite = jnp.isfinite(here).all()
+    return tuple(jnp.where(finite, part, -1) for part in parts)  # type: ignore[return-value]

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from jaxsym import tree
-from jaxsym.curvature.checks import checked, checked_direction, rows_of
+from jaxsym.curvature.checks import checked, checked_direction, checked_finite, expect_int, expect_key, rows_of
 
 Loss = Callable[..., Float[Array, ""]]
 """``loss(params)``, or ``loss(params, batch)`` where ``data`` is given: then a mean over the batch's rows."""
@@ -52,7 +52,8 @@ def hvp(
     TypeError
         If a parameter is not floating.
     ValueError
-        If the loss is not a scalar, ``v`` is not like ``params``, or the rows of ``data`` differ in number.
+        If the loss is not a scalar, ``v`` is not like ``params``, the rows of ``data`` differ in number, or, outside of ``jit``, parameters, ``v`` or
+        the product are not finite.
 
     Notes
     -----
@@ -161,6 +162,9 @@ def fisher_vp(
         msg = f"fisher_vp: likelihood: got {likelihood!r}, expected one of {', '.join(LIKELIHOODS)}."
         raise ValueError(msg)
     family = LIKELIHOODS[likelihood]
+    expect_int("fisher_vp", "num", num, 1)
+    if key is not None:
+        expect_key("fisher_vp", key)
 
     def product(batch: tuple[Any, ...], first: Any) -> PyTree:
         checked(lambda params: jnp.mean(apply(params, *batch)), params, (), "fisher_vp")
@@ -302,8 +306,18 @@ def _accumulated(
     batch_size: int | None,
     who: str,
 ) -> PyTree:
-    """``product(batch, index of its first row)`` over all batches, weighted by their rows."""
+    """``product(batch, index of its first row)`` over all batches, weighted by their rows; finite, outside of ``jit``."""
     checked_direction(params, v, who)
+    checked_finite("params", params, who)
+    checked_finite("v", v, who)
+    found = _summed(product, params, data, batch_size, who)
+    checked_finite("the product", found, who)
+    return found
+
+
+def _summed(
+    product: Callable[[tuple[Any, ...], Any], PyTree], params: PyTree, data: PyTree, batch_size: int | None, who: str
+) -> PyTree:
     with jax.default_matmul_precision("highest"):
         if data is None:
             if batch_size is not None:

@@ -9,13 +9,24 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.experimental.sparse.linalg import lobpcg_standard
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, PyTree
 from matfree import decomp
 
-from jaxsym.curvature.checks import checked, checked_finite, exact, expect_room, lasting, one_by_one
+from jaxsym.curvature.checks import (
+    checked,
+    checked_direction,
+    checked_finite,
+    exact,
+    expect_int,
+    expect_key,
+    expect_room,
+    expect_same,
+    is_settled,
+    lasting,
+    one_by_one,
+)
 from jaxsym.curvature.products import Loss, hvp, size
 from jaxsym.parallel.chunk import is_tracing
 
@@ -24,6 +35,8 @@ DENSE = 2000
 COLUMNS = 128  # products that are computed at once
 BREAKDOWN = 100.0  # an off-diagonal entry of Lanczos below so many eps |T| ends it
 COPIES, RESTARTS = 15, 3  # iterations of LOBPCG, and how often it begins
+SYMMETRIC = 1e-6
+"""How far a product may be from a symmetric and linear one, as a part of its size."""
 CONVERGED = 1e-3
 """A residual below this part of the largest eigenvalue in size counts as converged, if no other is asked for."""
 
@@ -96,9 +109,10 @@ def hessian(loss: Loss, params: PyTree) -> Float[Array, "P P"]:
     Raises
     ------
     TypeError
-        If a parameter is not floating.
+        If a parameter is not floating, or the loss fails with parameters in float64.
     ValueError
-        If the loss is not a scalar, something is not finite, or the matrix would not fit into the memory.
+        If the loss is not a scalar, something is not finite, the matrix would not fit into the memory, or the loss draws random numbers that are
+        others in float64.
 
     Examples
     --------
@@ -106,7 +120,7 @@ def hessian(loss: Loss, params: PyTree) -> Float[Array, "P P"]:
     array([[6., 2.],
            [2., 0.]])
     """
-    return computed(dense, loss, params, None, "hessian", is_dense=True)
+    return computed(dense, loss, params, None, "hessian", held=3 * size(params))
 
 
 def spectrum(
@@ -141,7 +155,8 @@ def spectrum(
     num_matvecs
         Steps of Lanczos; ``max(60, 6 k + 20)`` when None, at most ``P``.
     multiplicities
-        Whether further copies are looked for, where ``5 k < P``. Without, a multiple eigenvalue shows once, in a fraction of the time.
+        Whether further copies are looked for. Without, a multiple eigenvalue shows once, in a fraction of the time; what one start does not
+        see is NaN, and not converged. From ``k = P / 5`` on copies want the dense decomposition.
     tolerance
         Of ``converged``.
 
@@ -153,7 +168,7 @@ def spectrum(
     Raises
     ------
     ValueError
-        As for :func:`hessian`, and if ``k`` is not between 1 and ``P``.
+        As for :func:`hessian`; if ``k`` is not between 1 and ``P``, or a ``product`` is not linear, symmetric and like the parameters.
 
     Notes
     -----
@@ -169,23 +184,26 @@ def spectrum(
     if which not in ("magnitude", "largest", "smallest"):
         msg = f"spectrum: which: got {which!r}, expected 'magnitude', 'largest' or 'smallest'."
         raise ValueError(msg)
-    if k is not None and (isinstance(k, bool) or not isinstance(k, int | np.integer) or not 1 <= k <= num):
-        msg = f"spectrum: k: got {k!r}, expected an int from 1 to {num}, the number of parameters, or None for all."
+    if k is not None:
+        expect_int("spectrum", "k", k, 1, num, ", the number of parameters, or None for all")
+    if num_matvecs is not None:
+        expect_int("spectrum", "num_matvecs", num_matvecs, k or 1, why=" (k)")
+    if not 0 < tolerance < 1:
+        msg = f"spectrum: tolerance: got {tolerance}, expected a part of the largest eigenvalue between 0 and 1."
         raise ValueError(msg)
-    if k is None or num <= DENSE:
+    if key is not None:
+        expect_key("spectrum", key)
+    if k is None or num <= DENSE or (multiplicities and 5 * k >= num):
         return computed(
-            lambda point: _all(point, k or num, which, tolerance), loss, params, product, "spectrum", is_dense=True
+            lambda point: _all(point, k or num, which, tolerance), loss, params, product, "spectrum", held=3 * num
         )
     steps = min(num, max(60, 6 * k + 20) if num_matvecs is None else num_matvecs)
-    if steps < k:
-        msg = f"spectrum: num_matvecs: got {num_matvecs}, expected at least k = {k}."
-        raise ValueError(msg)
     seed = jax.random.key(0) if key is None else key
 
     def found(point: Point) -> Spectrum:
         return _extreme(point, k, seed, which, steps, multiplicities, tolerance)
 
-    return computed(found, loss, params, product, "spectrum")
+    return computed(found, loss, params, product, "spectrum", held=2 * steps + 6 * k, instead="take fewer")
 
 
 def krylov(matvec: Matvec, start: Float[Array, " P"], num_matvecs: int) -> Krylov:
@@ -222,35 +240,69 @@ def computed(
     product: Callable[[PyTree, PyTree], PyTree] | None,
     who: str,
     *,
-    is_dense: bool = False,
+    held: int,
+    instead: str = "call spectrum with a k, trace or density, which need products only",
 ) -> Any:
-    """``compute(point)`` in float64 where that can be chosen, after what can be refused is refused."""
+    """``compute(point)`` in float64 where that can be chosen, after what can be refused is refused.
+
+    ``held`` vectors like the parameters must fit into the memory at once; else it says what to do ``instead``.
+    """
     if loss is None and product is None:
         msg = f"{who}: loss is None, expected a function loss(params), or a product."
         raise TypeError(msg)
-    inside = is_tracing()  # where nothing can be refused by its value
+    inside, settled = is_tracing(), is_settled()  # inside nothing can be refused by its value
     with exact() as widened:
         # Under the settings of what follows: JAX keeps the constants of a function as they were at first.
-        checked(_length if loss is None or product is not None else loss, params, (), who)
+        fn = _length if loss is None or product is not None else loss
+        checked(fn, params, (), who)
         checked_finite("params", params, who)
         wide = widened(params)
         num, dtype = size(wide), jnp.result_type(*jax.tree.leaves(wide))
-        if is_dense:
-            expect_room((3, num, num), dtype, who, "call spectrum with a k, trace or density, which need products only")
+        if dtype.itemsize < 4:
+            msg = f"{who}: params are {dtype} inside of jit, expected float32 or float64: widen them before."
+            raise TypeError(msg)
+        expect_room((held, num), dtype, who, instead)
+        if not settled:
+            expect_same(fn, wide, who)
         at, back = ravel_pytree(wide)
 
         def whole(at: Array) -> Any:
             def matvec(v: Array) -> Array:
                 if product is None:
                     return ravel_pytree(hvp(loss, back(at), back(v)))[0]  # type: ignore[arg-type]
-                return ravel_pytree(product(back(at), back(v)))[0]
+                image = product(back(at), back(v))
+                checked_direction(back(at), image, f"{who}: product")
+                return ravel_pytree(image)[0]
 
             found = compute(Point(matvec, at, back))
-            return found, None if inside else matvec(jnp.ones_like(at))
+            if inside:
+                return found, None
+            one, other = jnp.ones_like(at), jnp.cos(1.0 + jnp.arange(at.size, dtype=at.dtype))
+            images = [matvec(one), *(map(matvec, (other, one + 2 * other)) if product is not None else ())]
+            return found, ((one, other), images)
 
-        found, product_with_ones = jax.jit(one_by_one(whole))(at)
-        checked_finite("products with vectors", product_with_ones, who)
+        found, probed = jax.jit(one_by_one(whole))(at)
+        if probed is not None:
+            vectors, images = probed
+            _expect_linear(vectors, images, who)
     return lasting(found)
+
+
+def _expect_linear(vectors: tuple[Array, Array], images: list[Array], who: str) -> None:
+    """Refuse products that are not finite, not linear or not symmetric, by what became of a vector (and of another, and of a sum)."""
+    checked_finite("products with vectors", images[0], who)
+    if len(images) == 1:
+        return
+    (one, other), (first, second, third) = vectors, images
+    sizes = jnp.linalg.norm(first), jnp.linalg.norm(second)
+    sums = jnp.linalg.norm(third - first - 2 * second) / (sizes[0] + 2 * sizes[1])
+    swapped = jnp.abs(one @ second - other @ first) / (
+        jnp.linalg.norm(one) * sizes[1] + jnp.linalg.norm(other) * sizes[0]
+    )
+    for found, name in ((sums, "linear"), (swapped, "symmetric")):
+        if found > SYMMETRIC:
+            msg = f"{who}: product is not {name} in v: off by {found:.1e} of its size, expected the product of a symmetric matrix with v."
+            raise ValueError(msg)
 
 
 def _length(params: PyTree) -> Float[Array, ""]:

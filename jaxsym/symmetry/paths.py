@@ -60,7 +60,7 @@ def path_norm(apply: Callable[..., PyTree], params: PyTree, *inputs: PyTree, p: 
     Raises
     ------
     ValueError
-        If something in the network has no path norm: it is named.
+        If something in the network has no path norm, or an input is no floating number: it is named.
 
     Notes
     -----
@@ -101,6 +101,10 @@ def expect_paths(apply: Callable[..., PyTree], params: PyTree, *inputs: PyTree) 
     """
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf)), (params, inputs))
     checked(apply, shapes[0], shapes[1], "path_norm")
+    for path, leaf in tree.leaves(inputs).items():
+        if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
+            msg = f"path_norm: inputs/{path} has dtype {jnp.result_type(leaf)}, expected a floating one, for ones are fed in its place; close over it."
+            raise ValueError(msg)
     program = trace(apply, shapes[0], *shapes[1])
     depends = {id(value) for value in [*program.parameters.values(), *program.inputs]}
     fed = {id(value) for value in program.inputs}

@@ -156,7 +156,7 @@ def verify(
         checked(apply, params, inputs, "verify")  # says better what is wrong
         raise
     _check_outputs(closed, level)
-    coarsest = min((taken, *_narrowed(closed)), key=lambda dtype: -float(jnp.finfo(dtype).eps))
+    coarsest = min((taken, *narrowed(closed)), key=lambda dtype: -float(jnp.finfo(dtype).eps))
     count = sum(math.prod(aval.shape) for aval in closed.out_avals) * (len(sym.factors) + 1) * num
     quantile = -statistics.NormalDist().inv_cdf(FALSE_ALARMS / 2 / count)
     limits = _Limits(tolerance(coarsest), quantile, float(jnp.finfo(coarsest).eps))
@@ -398,9 +398,9 @@ def _on_host(leaf: Array) -> Any:
     return np.asarray(leaf) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
 
 
-def _narrowed(closed: ClosedJaxpr) -> Iterator[str]:
+def narrowed(closed: ClosedJaxpr) -> Iterator[str]:
     """The floating types that an equation turns a finer one into, sub-jaxprs included."""
-    for equation in _equations(closed.jaxpr):
+    for equation in equations(closed.jaxpr):
         sources = [_eps(v.aval.dtype) for v in equation.invars if not isinstance(v, Constant)]
         for variable in equation.outvars:
             if any(0 < source < _eps(variable.aval.dtype) for source in sources):
@@ -411,12 +411,12 @@ def _eps(dtype: Any) -> float:
     return float(jnp.finfo(dtype).eps) if jnp.issubdtype(dtype, jnp.floating) else 0.0
 
 
-def _equations(jaxpr: Jaxpr) -> Iterator[Any]:
+def equations(jaxpr: Jaxpr) -> Iterator[Any]:
     """All equations that compute something: those that call a sub-jaxpr stand for its own."""
     for equation in jaxpr.eqns:
         inner = [value for value in jax.tree.leaves(equation.params) if isinstance(value, ClosedJaxpr | Jaxpr)]
         for value in inner:
-            yield from _equations(value.jaxpr if isinstance(value, ClosedJaxpr) else value)
+            yield from equations(value.jaxpr if isinstance(value, ClosedJaxpr) else value)
         if not inner:
             yield equation
 

@@ -8,7 +8,7 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 import jaxsym as js
-from jaxsym.curvature import Flat, effective_dimension, flat, hessian, sharpness
+from jaxsym.curvature import Flat, checks, effective_dimension, flat, hessian, sharpness
 from jaxsym.curvature.null_space import ranked
 from jaxsym.symmetry.paths import path_norm
 from jaxsym.symmetry.verify import perturbed, wide
@@ -102,7 +102,7 @@ def test_null_spaces_at_zero_residual_are_kernels_of_the_jacobian(activation, nu
     assert seen.hidden[clear].min() == nullity - sym.dim
 
 
-@pytest.mark.parametrize(("hidden", "rows"), [(6, 10), (16, 20)])
+@pytest.mark.parametrize(("hidden", "rows"), [(6, 10), pytest.param(16, 20, marks=pytest.mark.long)])
 def test_too_few_data_are_told_apart_from_symmetry(hidden, rows):
     net, x, params, loss = case((3, hidden, 1), "tanh", rows=rows)
     found = flat(loss, params, js.discover(net.apply, params, x), apply=net.apply, inputs=(x,))
@@ -110,6 +110,100 @@ def test_too_few_data_are_told_apart_from_symmetry(hidden, rows):
     assert (int(found.nullity), int(found.hidden), int(found.on_data), int(found.beyond)) == (more, 0, more, 0)
     said = f"{more} flat dimensions are not the group's: 0 at any input, {more} on these inputs only, 0 of the loss"
     assert said in str(found)
+
+
+def test_one_row_is_told_apart_from_symmetry_too():
+    """However few outputs there are, further draws have more of them than there are parameters."""
+    net, x, params, loss = case((3, 6, 1), "tanh", rows=1)
+    found = flat(loss, params, js.discover(net.apply, params, x), apply=net.apply, inputs=(x,))
+    assert (int(found.hidden), int(found.on_data), int(found.beyond)) == (0, 30, 0)
+
+
+def test_away_from_critical_points_the_null_space_is_not_the_orbit():
+    """One ReLU unit: the Hessian of (a b - 6)^2 / 2 is singular where a b = 2 or 6, at 2 along (a, b), across the orbit."""
+
+    def apply(params, x):
+        return jax.nn.relu(x * params["a"]) * params["b"]
+
+    params, x = {"a": jnp.ones(1), "b": 2 * jnp.ones(1)}, jnp.ones(1)
+    sym = js.discover(apply, params, x)
+    found = flat(lambda p: ((apply(p, x) - 6) ** 2).sum() / 2, params, sym, apply=apply, inputs=(x,))
+    assert (int(found.nullity), int(found.orbit_dim), bool(found.contained)) == (1, 1, False)
+    assert (int(found.unexplained), int(found.hidden), int(found.on_data), int(found.beyond)) == (1, 0, 0, 1)
+
+
+@pytest.mark.parametrize("distance", [0.0, 0.7])
+def test_parts_add_up_and_none_is_negative(distance):
+    """At targets that float32 rounds, and at others."""
+    net, x, params, _ = case((3, 4, 2), "relu")
+    away = jax.random.normal(jax.random.key(7), (60, 2))
+    y = np.asarray(net.apply(params, x) + distance * away, np.float32)
+    sym = js.discover(net.apply, params, x)
+    found = flat(lambda p: ((net.apply(p, x) - y) ** 2).mean(), params, sym, apply=net.apply, inputs=(x,))
+    parts = [int(found.hidden), int(found.on_data), int(found.beyond)]
+    assert sum(parts) == int(found.unexplained)
+    assert min(parts) >= 0
+    if not distance:
+        assert (int(found.nullity), int(found.unexplained)) == (4, 0)
+
+
+@pytest.mark.parametrize(("given", "hidden"), [(3, 4 * 2 + 2 * 2), (7, 2 * 2)])
+def test_integers_stay_as_they_are(given, hidden):
+    """Tokens that are not given may have any embedding; tanh(e) w is the same for (tanh(e) A) (A^-1 w), which no linear group on e is."""
+
+    def apply(params, tokens):
+        return jnp.tanh(params["e"][tokens]) @ params["w"]
+
+    params = {"e": jax.random.normal(KEY, (7, 2)), "w": jax.random.normal(jax.random.key(1), (2, 3))}
+    tokens = jnp.arange(given)
+    y = apply(params, tokens)
+    sym = js.discover(apply, params, tokens)
+    found = flat(lambda p: ((apply(p, tokens) - y) ** 2).sum(), params, sym, apply=apply, inputs=(tokens,))
+    assert (int(found.hidden), int(found.on_data), int(found.beyond)) == (hidden, 0, 0)
+
+
+class TestRefused:
+    def test_a_network_that_computes_in_less(self):
+        net, x, params, _ = case((3, 4, 2), "relu")
+        sym = js.discover(net.apply, params, x)
+
+        def coarse(params, x):
+            return net.apply(jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params), x)
+
+        said = "computes in bfloat16 somewhere, though its parameters are float64"
+        with pytest.raises(ValueError, match=f"flat: the function {said}"):
+            flat(lambda params: (coarse(params, x) ** 2).mean(), params, sym)
+        with pytest.raises(ValueError, match=f"flat: the function {said}"):
+            flat(lambda params: (net.apply(params, x) ** 2).mean(), params, sym, apply=coarse, inputs=(x,))
+        with pytest.raises(ValueError, match=f"effective_dimension: the function {said}"):
+            effective_dimension(coarse, params, x)
+
+    def test_derivatives_that_are_not_finite(self):
+        def apply(params, x):
+            return jnp.sqrt(params["w"]) * x
+
+        params, x = {"w": jnp.array([1.0, 0.0])}, jnp.ones(2)
+        with pytest.raises(ValueError, match=r"effective_dimension: derivatives of the outputs .* has 1 entries"):
+            effective_dimension(apply, params, x)
+        assert jax.jit(lambda params: effective_dimension(apply, params, x))(params) == -1
+        with pytest.raises(ValueError, match=r"effective_dimension: derivatives of the outputs"):
+            effective_dimension(lambda params, x: params["w"] * x, params, x * jnp.nan)
+
+    @pytest.mark.parametrize("small", [0, -1, 1, np.nan])
+    def test_a_part_that_is_none(self, small):
+        net, x, params, loss = case((3, 4, 2), "relu")
+        with pytest.raises(ValueError, match=r"flat: small: got .*, expected a part of the largest eigenvalue"):
+            flat(loss, params, js.discover(net.apply, params, x), small=small)
+
+    def test_inputs_that_are_no_tuple(self):
+        net, x, params, loss = case((3, 4, 2), "relu")
+        with pytest.raises(TypeError, match=r"flat: inputs is of type .*, expected a tuple"):
+            flat(loss, params, js.discover(net.apply, params, x), apply=net.apply, inputs=x)
+
+    def test_a_jacobian_that_does_not_fit(self, monkeypatch):
+        monkeypatch.setattr(checks, "_free_bytes", lambda: 2**20)
+        with pytest.raises(ValueError, match=r"effective_dimension: .* take 0.. GiB, .*; take fewer inputs"):
+            effective_dimension(lambda w, x: x @ w, jnp.ones(1000), jnp.ones((1000, 1000)))
 
 
 @pytest.mark.long
@@ -262,6 +356,21 @@ class TestWhatSymmetryCannotFool:
         assert float(found.trace) == float(found.least_trace)
         assert float(found.largest) == float(found.least_largest)
 
+    def test_a_group_of_another_loss(self):
+        _, x, params, loss = case((3, 4, 2), "tanh")
+        sym = js.discover(js.models.MLP((4, 2), "relu").apply, params, x)
+        with pytest.raises(ValueError, match=r"sharpness: the loss changes by .* of its size along the orbit"):
+            sharpness(loss, params, sym)
+
+    def test_a_measure_without_a_minimum(self):
+        """-(a b)^2: the trace falls along the orbit for ever, beyond all floating numbers; what is returned belongs to its coordinates."""
+        params = {"a": jnp.ones((1, 1)), "b": jnp.ones(1)}
+        sym = js.discover(lambda p, x: x @ p["a"] * p["b"], params, jnp.ones((3, 1)))
+        found = sharpness(lambda p: -((p["a"] * p["b"]).sum() ** 2), params, sym)
+        assert np.isfinite(found.least_trace)
+        a, b = (float(leaf.sum()) for leaf in sym.act(sym.exp(found.trace_coordinates), params).values())
+        assert found.least_trace == pytest.approx(-2 * (a**2 + b**2))
+
     def test_too_many_parameters(self):
         net, x, params, loss = case((3, 400, 2), "relu", rows=5)
         with pytest.raises(ValueError, match="sharpness: 2402 parameters, expected at most 2000"):
@@ -274,7 +383,7 @@ def test_a_largest_point_of_an_orbit_is_no_least_one():
     sym = js.discover(lambda p, x: x @ p["a"] * p["b"], params, jnp.ones((3, 1)))
     found = sharpness(lambda p: -((p["a"] * p["b"]).sum() ** 2), params, sym)
     assert found.trace == pytest.approx(-4)
-    assert found.least_trace <= found.trace
+    assert found.least_trace < found.trace
     assert not found.trace_settled
     still = sharpness(lambda p: 0 * (p["a"] * p["b"]).sum(), params, sym)
     assert still.least_trace == 0

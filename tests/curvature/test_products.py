@@ -158,6 +158,26 @@ def test_a_sum_over_many_batches_in_half_precision():
 
 
 class TestBadInput:
+    def test_nan(self):
+        one, wrong = {"w": jnp.ones(2)}, {"w": jnp.array([1.0, jnp.nan])}
+
+        def loss(p):
+            return (p["w"] ** 3).sum()
+
+        with pytest.raises(ValueError, match=r"hvp: params/w .* has 1 entries that are NaN"):
+            hvp(loss, wrong, one)
+        with pytest.raises(ValueError, match=r"hvp: v/w .* has 1 entries that are NaN"):
+            hvp(loss, one, wrong)
+        with pytest.raises(ValueError, match=r"hvp: the product .* has 1 entries that are NaN"):
+            hvp(lambda x: jnp.sqrt(x).sum(), jnp.array([0.0, 1.0]), jnp.ones(2))
+
+    def test_no_draws(self, case):
+        params, v, batch = case
+        with pytest.raises(ValueError, match="fisher_vp: num: got 0, expected an int of at least 1"):
+            fisher_vp(apply, "categorical", params, v, key=jax.random.key(0), num=0, data=batch)
+        with pytest.raises(TypeError, match="fisher_vp: key is int"):
+            fisher_vp(apply, "categorical", params, v, key=1, data=batch)
+
     def test_a_loss_that_is_no_scalar(self, case):
         params, v, batch = case
         with pytest.raises(ValueError, match=r"hvp: the loss is float64\[7, 2\], expected one real number"):

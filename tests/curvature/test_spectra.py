@@ -200,11 +200,20 @@ class TestTrace:
             whole = trace(lambda x: jnp.sum(x**2), jnp.ones(size), jax.random.key(0), semidefinite=semidefinite)
             assert whole.value == pytest.approx(2 * size, rel=1e-6)
 
-    @pytest.mark.parametrize("num", [0, 1, 11, 2.5])
+    @pytest.mark.parametrize("num", [0, 1, 11, 2.5, "a"])
     def test_a_number_of_samples_out_of_range(self, num):
         fn, _ = quadratic(np.linspace(-1, 2, 10))
         with pytest.raises(ValueError, match=r"trace: num: got .* from 2 to 10, the number of parameters"):
             trace(fn, jnp.ones(10), jax.random.key(0), num)
+
+    @pytest.mark.parametrize("num", [4, 16, 20])
+    def test_negative_eigenvalues_are_not_semidefinite(self, num):
+        fn, _ = quadratic(np.repeat([1.0, -1.0], 10))
+        with pytest.raises(ValueError, match="trace: semidefinite=True, and the matrix has negative eigenvalues"):
+            trace(fn, jnp.ones(20), jax.random.key(0), num, semidefinite=True)
+        with jax.enable_x64(True):
+            inside = jax.jit(lambda x: trace(fn, x, jax.random.key(0), num, semidefinite=True).value)
+            assert np.isnan(inside(jnp.ones(20)))
 
 
 class TestDensity:
@@ -233,12 +242,20 @@ class TestDensity:
             0.5, abs=0.15
         )
 
+    @pytest.mark.parametrize("size", [0.0, 1e-20, 1.5, -3e8])
+    def test_one_eigenvalue_integrates_to_one(self, size):
+        """What rounding leaves between the nodes is no range of eigenvalues."""
+        found = density(lambda x: size * (x**2).sum() / 2, jnp.ones(20), jax.random.key(0))
+        assert np.trapezoid(found.values, found.grid) == pytest.approx(1, abs=0.01)
+
     @pytest.mark.parametrize(
         ("options", "said"),
         [
             ({"num_matvecs": 31}, "num_matvecs: got 31"),
             ({"num_samples": 0}, "num_samples: got 0"),
             ({"broadening": 0.0}, "broadening: got 0.0"),
+            ({"broadening": np.inf}, "broadening: got inf"),
+            ({"num_matvecs": 2.5}, "num_matvecs: got 2.5"),
         ],
     )
     def test_numbers_out_of_range(self, options, said):
@@ -248,7 +265,7 @@ class TestDensity:
 
 
 class TestBadInput:
-    @pytest.mark.parametrize("k", [0, 25, -1, True])
+    @pytest.mark.parametrize("k", [0, 25, -1, True, 2.0, "a"])
     def test_k(self, k):
         with pytest.raises(ValueError, match=r"spectrum: k: got .* an int from 1 to 24, the number of parameters"):
             spectrum(lambda x: (x**2).sum(), jnp.ones(24), k)
@@ -256,7 +273,7 @@ class TestBadInput:
     def test_a_matrix_that_does_not_fit(self, monkeypatch):
         monkeypatch.setattr(checks, "_free_bytes", lambda: 2**20)
         with pytest.raises(
-            ValueError, match=r"hessian: 3 x 1000 x 1000 .* take 0.0 GiB, and 0.0 GiB are free; call spectrum with a k"
+            ValueError, match=r"hessian: 3000 x 1000 .* take 0.0 GiB, and 0.0 GiB are free; call spectrum with a k"
         ):
             hessian(lambda x: (x**2).sum(), jnp.ones(1000))
 
@@ -296,6 +313,91 @@ class TestBadInput:
             spectrum(lambda x: (x**2).sum(), jnp.ones(2), which="all")
         with pytest.raises(ValueError, match="hessian: params has no numbers"):
             hessian(lambda p: jnp.zeros(()), {})
+
+
+class TestWhatFloat64WouldChange:
+    @pytest.mark.parametrize("draw", [jax.random.normal, jax.random.gumbel])
+    def test_random_numbers_inside_a_loss(self, draw):
+        def loss(x):
+            return ((x - draw(jax.random.key(0), (3,))) ** 2).sum()
+
+        with pytest.raises(ValueError, match="hessian: the function draws random numbers, which in float64 are others"):
+            hessian(loss, jnp.ones(3))
+        with jax.enable_x64(True):
+            np.testing.assert_allclose(hessian(loss, jnp.ones(3)), 2 * np.eye(3))
+
+    def test_random_numbers_of_a_given_type_are_the_same(self):
+        def loss(x):
+            return (x**2 * jax.random.normal(jax.random.key(0), (3,), "float32")).sum() / 2
+
+        np.testing.assert_allclose(
+            np.diag(hessian(loss, jnp.ones(3))), jax.random.normal(jax.random.key(0), (3,)), rtol=1e-6
+        )
+
+    def test_arrays_in_float32_that_a_convolution_does_not_take(self):
+        x = jnp.ones((1, 1, 4, 4))
+        with pytest.raises(TypeError, match=r"hessian: with parameters in float64 the function fails: .* x.astype"):
+            hessian(lambda w: (jax.lax.conv(x, w, (1, 1), "SAME") ** 2).sum(), jnp.ones((1, 1, 2, 2)))
+
+        def loss(w):
+            return (jax.lax.conv(x.astype(w.dtype), w, (1, 1), "SAME") ** 2).sum()
+
+        assert hessian(loss, jnp.ones((1, 1, 2, 2)))[0, 0] == 2 * 16
+
+    def test_half_precision_inside_jit(self):
+        with pytest.raises(TypeError, match="hessian: params are bfloat16 inside of jit, expected float32 or float64"):
+            jax.jit(lambda x: hessian(lambda x: (x**2).sum(), x))(jnp.ones(2, jnp.bfloat16))
+        np.testing.assert_allclose(hessian(lambda x: (x**2).sum(), jnp.ones(2, jnp.bfloat16)), 2 * np.eye(2))
+
+
+class TestProducts:
+    @pytest.mark.parametrize(
+        ("product", "error", "said"),
+        [
+            (lambda p, v: v**2, ValueError, "product is not linear in v: off by"),
+            (lambda p, v: jnp.cumsum(v), ValueError, "product is not symmetric in v: off by"),
+            (lambda p, v: v[:2], ValueError, r"product: v of v is float64\[2\], expected float64\[3\]"),
+            (lambda p, v: v * jnp.nan, ValueError, "has 3 entries that are NaN"),
+        ],
+    )
+    def test_one_that_is_no_symmetric_matrix(self, product, error, said):
+        for call in (spectrum, trace, density):
+            key = () if call is spectrum else (jax.random.key(0),)
+            with pytest.raises(error, match=said):
+                call(None, jnp.ones(3), *key, product=product)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda x: density(lambda x: (x**2).sum(), x, jax.random.key(0)),
+        lambda x: trace(lambda x: (x**2).sum(), x, jax.random.key(0)),
+        lambda x: spectrum(lambda x: (x**2).sum(), x, 5),
+    ],
+)
+def test_bases_that_do_not_fit(call, monkeypatch):
+    monkeypatch.setattr(checks, "_free_bytes", lambda: 2**20)
+    with pytest.raises(ValueError, match=r"numbers of float64 take 0.. GiB, and 0.0 GiB are free; take fewer"):
+        call(jnp.ones(10**5))
+
+
+def test_no_key():
+    with pytest.raises(TypeError, match="trace: key is int, expected one key"):
+        trace(lambda x: (x**2).sum(), jnp.ones(3), 3)
+    with pytest.raises(TypeError, match=r"density: key is key<fry>\[2\], expected one key"):
+        density(lambda x: (x**2).sum(), jnp.ones(3), jax.random.split(jax.random.key(0)))
+
+
+def test_many_eigenvalues_of_many_parameters_have_their_copies(sparse):
+    """From k = P / 5 on LOBPCG has no room, and the dense decomposition takes over."""
+    eigenvalues = np.repeat([1.0, 2.0, 3.0], 10)
+    fn, _ = quadratic(eigenvalues)
+    found = spectrum(fn, jnp.ones(30), 15)
+    np.testing.assert_allclose(found.eigenvalues, np.repeat([2.0, 3.0], [5, 10]), rtol=1e-10)
+    assert found.converged.all()
+    alone = spectrum(fn, jnp.ones(30), 15, multiplicities=False)
+    assert (np.isnan(alone.eigenvalues) == ~alone.converged).all()
+    assert np.isnan(alone.eigenvalues).sum() == 12
 
 
 def test_derivatives_pass_through_alone_and_vmapped():

@@ -38,6 +38,11 @@ def test_it_is_a_sum_over_paths(activation, p):
     np.testing.assert_allclose(path_norm(net.apply, params, X, p=p), total ** (1 / p), rtol=1e-5)
 
 
+def test_integers_among_the_inputs_have_none():
+    with pytest.raises(ValueError, match="path_norm: inputs/0 has dtype int32, expected a floating one"):
+        path_norm(lambda p, i: p["e"][i].sum(), {"e": jnp.ones((3, 2))}, jnp.array([0]))
+
+
 @pytest.mark.parametrize("features", [(4, 2), (4, 5, 2)])
 def test_no_rescaling_changes_it(features):
     net, params = network(features)
