@@ -43,7 +43,8 @@ CONTAINED = 1e-4
 """Sine of the angle between a generator and the null space, at most, where the orbit counts as contained."""
 RANK = 1e-9
 """Singular values of a Jacobian, or of an orbit, below this part of the largest may count as zero."""
-MORE = 4  # further draws of inputs, each of as many outputs as parameters at least, to tell what holds on the given ones only
+SPREADS = (1.0, 2.0, 4.0, 8.0)
+"""How far further inputs lie from the given ones, in units of their size: as many outputs as parameters at least at each."""
 
 
 class Flat(NamedTuple):
@@ -367,6 +368,17 @@ def _jacobian(
     return rows / jnp.where(lengths > 0, lengths, 1)
 
 
+def _further(key: Array, inputs: tuple[Any, ...], spread: Array) -> tuple[Any, ...]:
+    """Inputs so far from the given ones; positive ones stay positive, integers and keys as they are."""
+
+    def one(given: Any, moved: Array) -> Array:
+        if not jnp.issubdtype(moved.dtype, jnp.floating):
+            return moved
+        return jnp.where(jnp.all(given > 0), moved, given + spread.astype(moved.dtype) * (moved - given))
+
+    return jax.tree.map(one, inputs, perturbed(key, inputs, 1.0))
+
+
 def _explained(
     point: Point,
     apply: Callable[..., Any],
@@ -385,18 +397,18 @@ def _explained(
     here = _jacobian(apply, point.at, point.back, inputs)
     count, num = here.shape
 
-    def drawn(key: Array) -> Float[Array, "outputs P"]:
-        rows = _jacobian(apply, point.at, point.back, perturbed(key, inputs, 1.0))
+    def drawn(key: Array, spread: Array) -> Float[Array, "outputs P"]:
+        rows = _jacobian(apply, point.at, point.back, _further(key, inputs, spread))
         return jnp.where(jnp.isfinite(rows).all(axis=1, keepdims=True), rows, 0)  # or it is beyond the domain of apply
 
-    def add(factor: Float[Array, "P P"], keys: Array) -> tuple[Float[Array, "P P"], None]:
-        rows = jax.vmap(drawn)(keys).reshape(-1, num)
+    def add(factor: Float[Array, "P P"], at: tuple[Array, Array]) -> tuple[Float[Array, "P P"], None]:
+        rows = jax.vmap(drawn, in_axes=(0, None))(*at).reshape(-1, num)
         return jnp.linalg.qr(jnp.concatenate([factor, rows]), mode="r"), None
 
-    keys = jax.random.split(jax.random.key(0) if key is None else key, (MORE, math.ceil(num / count)))
+    keys = jax.random.split(jax.random.key(0) if key is None else key, (len(SPREADS), math.ceil(num / count)))
     padded = jnp.concatenate([here, jnp.zeros((num, num), here.dtype)])
     factor = jnp.linalg.qr(padded, mode="r")  # of the same singular values on any space
-    whole, _ = jax.lax.scan(add, factor, keys)
+    whole, _ = jax.lax.scan(add, factor, (keys, jnp.array(SPREADS)))
     sizes, basis = jnp.linalg.eigh(null @ null.T - within.T @ within)
     rest = jnp.where(sizes > 0.5, basis, 0)
 
