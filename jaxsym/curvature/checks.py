@@ -41,6 +41,12 @@ def checked(loss: Callable[..., Any], params: PyTree, batch: tuple[Any, ...], wh
                 " the other leaves by js.curvature.block."
             )
             raise TypeError(msg)
+        if jnp.result_type(leaf) == jnp.float64 != jnp.result_type(float):
+            msg = (
+                f"{who}: {path or 'params'} is float64 where JAX computes in float32: do all of it inside of jax.enable_x64(True), or set"
+                ' jax.config.update("jax_enable_x64", True) first.'
+            )
+            raise TypeError(msg)
     value = jax.eval_shape(loss, params, *batch)
     shapes = [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(value)]
     if len(shapes) != 1 or shapes[0][0] != () or not jnp.issubdtype(shapes[0][1], jnp.floating):

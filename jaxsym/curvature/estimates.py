@@ -28,6 +28,10 @@ class Trace(NamedTuple):
     value: Float[Array, ""]
     standard_error: Float[Array, ""]
 
+    def __str__(self) -> str:
+        """Value and error."""
+        return f"{self.value} +- {self.standard_error}"
+
 
 class Density(NamedTuple):
     """A spectral density, smoothed: the integral over the grid is 1, but for what lies outside.
@@ -50,6 +54,11 @@ class Density(NamedTuple):
     nodes: Float[Array, "samples matvecs"]
     weights: Float[Array, "samples matvecs"]
     standard_error: Float[Array, " points"]
+
+    def __str__(self) -> str:
+        """What it was made of."""
+        starts, steps = jnp.shape(self.nodes)[-2:]
+        return f"density on {jnp.shape(self.grid)[-1]} points, from {starts} starts of {steps} products, broadened by {self.broadening}"
 
 
 def trace(

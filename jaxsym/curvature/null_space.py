@@ -98,7 +98,9 @@ class Flat(NamedTuple):
     eigenvalues: Float[Array, " P"]
 
     def __str__(self) -> str:
-        """Which case it is, and what explains the null space."""
+        """Which case it is, and what explains the null space; of an ensemble, how many networks are which."""
+        if jnp.ndim(self.gap):
+            return self._many()
         clean = "full rank" if math.isinf(self.gap) else f"a gap of {self.gap:.1e} in the eigenvalues"
         lines = [
             f"rank {self.rank}, nullity {self.nullity} ({clean}), {self.negative} negative, orbit {self.orbit_dim}"
@@ -106,15 +108,26 @@ class Flat(NamedTuple):
         if self.gap < GAP:
             lines.append("the gap is too small: these numbers are not to be trusted")
         where = "a critical point" if self.critical else "no critical point"
-        lies = "lies in the null space" if self.contained else "does not lie in the null space"
+        lies = "the orbit lies in the null space" if self.contained else "the orbit does not lie in the null space"
+        lies = lies if len(self.outside) else "there is no continuous symmetry"
         norm = f"|grad L| = {self.gradient_norm:.1e}"
-        lines.append(f"{where} ({norm}): the orbit {lies}; H xi = -(D xi)' grad L to {self.identity:.1e} of |H| |xi|")
+        lines.append(f"{where} ({norm}): {lies}; H xi = -(D xi)' grad L to {self.identity:.1e} of |H| |xi|")
         if self.unexplained:
-            said = f"{self.unexplained} flat dimensions are not the group's"
+            said = f"{self.unexplained} flat dimensions are not the group's ({self.nullity - self.unexplained} are)"
             if self.hidden is not None:
                 said += f": {self.hidden} at any input, {self.on_data} on these inputs only, {self.beyond} of the loss"
             lines.append(said)
         return "\n".join(lines)
+
+    def _many(self) -> str:
+        count, doubtful = jnp.size(self.gap), int((self.gap < GAP).sum())
+        ranks, nullities, orbits = (
+            f"{int(x.min())} to {int(x.max())}" for x in (self.rank, self.nullity, self.orbit_dim)
+        )
+        return (
+            f"{count} networks: rank {ranks}, nullity {nullities}, orbit {orbits}; {int(self.critical.sum())} at critical points, the orbit in the null"
+            f" space of {int(self.contained.sum())}; {doubtful} without a clear gap, not to be trusted; take one by jax.tree.map(lambda leaf: leaf[0], found)"
+        )
 
 
 def flat(

@@ -62,7 +62,8 @@ def _cost(data: xr.Dataset, summary: Mapping[str, Any]) -> Section:
     for ax in (left, right):
         ax.set_xscale("log")
         plots.legend(ax)
-    crossover = summary["crossover_parameters"]
+    crossover, largest = summary["crossover_parameters"], summary["largest_dense_parameters"]
+    beyond = f", by extrapolation beyond the {largest} that were measured" if crossover and crossover > largest else ""
     ratios = (data["seconds"].sel(task="hvp") / data["seconds"].sel(task="gradient")).values
     return Section(
         "How long it takes",
@@ -72,7 +73,7 @@ def _cost(data: xr.Dataset, summary: Mapping[str, Any]) -> Section:
             f" as many products as there are parameters: over the upper half of its sizes its time grows as P^{summary['hessian_exponent']:.2f}, that of one product as"
             f" P^{summary['hvp_exponent']:.2f}. At {summary['largest_dense_parameters']} parameters it takes as long as {summary['hessian_over_hvp']:.0f} products.",
             "Where some 60 products tell what is asked, as Krylov methods do for the extreme eigenvalues, they are the cheaper way"
-            + (f" from about {crossover:.0f} parameters on." if crossover else " at every size here."),
+            + (f" from about {crossover:.0f} parameters on{beyond}." if crossover else " at every size here."),
         ],
         pictures=[
             Picture(

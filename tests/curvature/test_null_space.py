@@ -108,7 +108,7 @@ def test_too_few_data_are_told_apart_from_symmetry(hidden, rows):
     found = flat(loss, params, js.discover(net.apply, params, x), apply=net.apply, inputs=(x,))
     more = 5 * hidden + 1 - rows
     assert (int(found.nullity), int(found.hidden), int(found.on_data), int(found.beyond)) == (more, 0, more, 0)
-    said = f"{more} flat dimensions are not the group's: 0 at any input, {more} on these inputs only, 0 of the loss"
+    said = f"{more} flat dimensions are not the group's (0 are): 0 at any input, {more} on these inputs only, 0 of the loss"
     assert said in str(found)
 
 
@@ -188,6 +188,12 @@ class TestRefused:
         assert jax.jit(lambda params: effective_dimension(apply, params, x))(params) == -1
         with pytest.raises(ValueError, match=r"effective_dimension: derivatives of the outputs"):
             effective_dimension(lambda params, x: params["w"] * x, params, x * jnp.nan)
+
+    def test_float64_where_jax_computes_in_float32(self):
+        net, x, params, loss = case((3, 4, 2), "relu")
+        sym = js.discover(net.apply, params, x)
+        with jax.enable_x64(False), pytest.raises(TypeError, match=r"is float64 where JAX computes in float32: do all"):
+            jax.jit(lambda params: flat(loss, params, sym))(params)
 
     @pytest.mark.parametrize("small", [0, -1, 1, np.nan])
     def test_a_part_that_is_none(self, small):
@@ -300,6 +306,13 @@ def test_it_says_which_case_it_is():
     assert "no critical point" in away
     assert "the orbit does not lie in the null space" in away
     assert isinstance(flat(loss, params, sym), Flat)
+    smooth = js.models.MLP((4, 2), "tanh")
+    nothing = str(flat(lambda p: (smooth.apply(p, x) ** 2).mean(), params, js.discover(smooth.apply, params, x)))
+    assert "there is no continuous symmetry" in nothing
+    many = jax.vmap(lambda key: perturbed(key, params))(jax.random.split(KEY, 3))
+    said = str(jax.jit(jax.vmap(lambda params: flat(loss, params, sym)))(many))
+    assert said.startswith("3 networks: rank ")
+    assert "0 at critical points" in said
 
 
 def test_a_group_is_wanted():
