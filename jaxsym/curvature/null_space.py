@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
@@ -120,13 +121,16 @@ class Flat(NamedTuple):
         return "\n".join(lines)
 
     def _many(self) -> str:
-        count, doubtful = jnp.size(self.gap), int((self.gap < GAP).sum())
-        ranks, nullities, orbits = (
-            f"{int(x.min())} to {int(x.max())}" for x in (self.rank, self.nullity, self.orbit_dim)
+        rank, nullity, orbit, critical, contained, gap = (  # NumPy's: JAX may compute in less than float64 here
+            np.asarray(leaf)
+            for leaf in (self.rank, self.nullity, self.orbit_dim, self.critical, self.contained, self.gap)
         )
+        ranges = [
+            f"{name} {x.min()} to {x.max()}" for name, x in (("rank", rank), ("nullity", nullity), ("orbit", orbit))
+        ]
         return (
-            f"{count} networks: rank {ranks}, nullity {nullities}, orbit {orbits}; {int(self.critical.sum())} at critical points, the orbit in the null"
-            f" space of {int(self.contained.sum())}; {doubtful} without a clear gap, not to be trusted; take one by jax.tree.map(lambda leaf: leaf[0], found)"
+            f"{gap.size} networks: {', '.join(ranges)}; {critical.sum()} at critical points, the orbit in the null space of {contained.sum()};"
+            f" {(gap < GAP).sum()} without a clear gap, not to be trusted; take one by jax.tree.map(lambda leaf: leaf[0], found)"
         )
 
 
