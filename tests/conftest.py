@@ -41,7 +41,13 @@ def root():
     return Path(__file__).resolve().parent.parent
 
 
-STUDIES = ("equivalent_minima", "flat_minima", "hidden_symmetries", "second_order")  # whose run is long, though small
+STUDIES = (
+    "conservation",
+    "equivalent_minima",
+    "flat_minima",
+    "hidden_symmetries",
+    "second_order",
+)  # whose run is long, though small
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -142,23 +142,23 @@ def certify(
         params, inputs = wide(params), wide(tuple(inputs))
         function = Function(apply, params)
         here = function.jacobian(params, inputs)
-        rank, gap, kernel = _kernel(here)
+        rank, gap, null = kernel(here)
         tangents = _tangents(sym, params, function)
         orbit = _orbit(tangents, here)
-        hidden = len(kernel) - len(orbit)
+        hidden = len(null) - len(orbit)
         on_data = local = 0
         if hidden:
             keys = jax.random.split(key, MORE + max(num - 1, 0))
             more = [function.jacobian(params, perturbed(other, inputs, 1.0)) for other in keys[:MORE]]
-            on_data = len(kernel) - (function.size - _kernel(np.concatenate([here, *more]))[0])
-            ranks = [_kernel(function.jacobian(perturbed(other, params, 1.0), inputs))[0] for other in keys[MORE:]]
+            on_data = len(null) - (function.size - kernel(np.concatenate([here, *more]))[0])
+            ranks = [kernel(function.jacobian(perturbed(other, params, 1.0), inputs))[0] for other in keys[MORE:]]
             local = max([rank, *ranks]) - rank
-        rest = _apart(kernel, orbit, hidden)
+        rest = _apart(null, orbit, hidden)
         directions = function.stacked(rest) if hidden else None
     shares = dict.fromkeys(tree.leaves(params), 0.0)
     if directions is not None:
         shares |= {path: float((np.asarray(leaf, float) ** 2).sum()) for path, leaf in tree.leaves(directions).items()}
-    return Certificate(function.size, rank, len(kernel), len(orbit), hidden, gap, on_data, local, directions, shares)
+    return Certificate(function.size, rank, len(null), len(orbit), hidden, gap, on_data, local, directions, shares)
 
 
 class Function:
@@ -241,21 +241,23 @@ def _unit(matrix: Float[np.ndarray, "n m"], axis: int) -> Float[np.ndarray, "...
     return np.where(length > RANK * length.max(initial=0), length, 1)
 
 
-def _ranked(values: Float[np.ndarray, " n"], size: int) -> tuple[int, float]:
+def _ranked(values: Float[np.ndarray, " n"], size: int, who: str = "certify") -> tuple[int, float]:
     """The rank by singular values, and the gap below it, of a matrix of so many columns."""
     rank = int((values > RANK * values.max(initial=0)).sum())
     dropped = values[rank] if rank < len(values) else 0.0
     gap = float(values[rank - 1] / dropped) if rank and dropped > 0 and rank < size else math.inf
     if gap < GAP:
         msg = (
-            f"certify: no clean gap in the singular values: rank {rank} of {size} would part {values[rank - 1]:.1e} from {dropped:.1e}"
+            f"{who}: no clean gap in the singular values: rank {rank} of {size} would part {values[rank - 1]:.1e} from {dropped:.1e}"
             " (of the largest 1): take other parameters, more inputs, or a function that computes in float64 throughout."
         )
         raise ValueError(msg)
     return rank, gap
 
 
-def _kernel(jacobian: Float[np.ndarray, "outputs size"]) -> tuple[int, float, Float[np.ndarray, "nullity size"]]:
+def kernel(
+    jacobian: Float[np.ndarray, "outputs size"], who: str = "certify"
+) -> tuple[int, float, Float[np.ndarray, "nullity size"]]:
     """Rank, gap, and an orthonormal basis of the kernel."""
     size = jacobian.shape[1]
     scaled = jacobian / _unit(jacobian, 1)
@@ -263,7 +265,7 @@ def _kernel(jacobian: Float[np.ndarray, "outputs size"]) -> tuple[int, float, Fl
     scaled = np.asarray(np.linalg.qr(scaled / widths, mode="r")) if len(scaled) > size else scaled / widths
     _, values, vectors = svd(scaled, full=True)
     values = values / max(values.max(initial=0), np.finfo(float).tiny)
-    rank, gap = _ranked(values, size)
+    rank, gap = _ranked(values, size, who)
     basis = vectors[rank:] / widths
     return rank, gap, np.linalg.qr(basis.T)[0].T if len(basis) else basis
 

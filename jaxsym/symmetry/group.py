@@ -383,7 +383,7 @@ def _transport(factor: Factor, part: Array, other: Factor, permutation: Array) -
     copies = [factor.classes.index(c) for c in other.classes[:-1]]
     shape = factor.shape
     grid = list(jnp.meshgrid(*(jnp.arange(n) for n in shape), indexing="ij"))
-    grid[axis] = permutation[(*(grid[i] for i in copies), grid[axis])]
+    grid[axis] = jnp.asarray(permutation)[(*(grid[i] for i in copies), grid[axis])]
     if factor.kind == "permutation" and axis == len(shape) - 1:
         return part
     return part[tuple(grid)]

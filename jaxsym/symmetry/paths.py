@@ -91,7 +91,7 @@ def powered(params: PyTree, p: float) -> PyTree:
     return jax.tree.map(one, params)
 
 
-def expect_paths(apply: Callable[..., PyTree], params: PyTree, *inputs: PyTree) -> None:
+def expect_paths(apply: Callable[..., PyTree], params: PyTree, *inputs: PyTree, who: str = "path_norm") -> None:
     """Refuse networks that are not linear where weights and inputs are positive.
 
     Raises
@@ -100,10 +100,10 @@ def expect_paths(apply: Callable[..., PyTree], params: PyTree, *inputs: PyTree) 
         Naming the primitive.
     """
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf)), (params, inputs))
-    checked(apply, shapes[0], shapes[1], "path_norm")
+    checked(apply, shapes[0], shapes[1], who)
     for path, leaf in tree.leaves(inputs).items():
         if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
-            msg = f"path_norm: inputs/{path} has dtype {jnp.result_type(leaf)}, expected a floating one, for ones are fed in its place; close over it."
+            msg = f"{who}: inputs/{path} has dtype {jnp.result_type(leaf)}, expected a floating one, for ones are fed in its place; close over it."
             raise ValueError(msg)
     program = trace(apply, shapes[0], *shapes[1])
     depends = {id(value) for value in [*program.parameters.values(), *program.inputs]}
@@ -147,12 +147,12 @@ def expect_paths(apply: Callable[..., PyTree], params: PyTree, *inputs: PyTree) 
             named = [value.path for value in moving if value.path]
             at = f" of {', '.join(named)}" if named else ""
             msg = (
-                f"path_norm: the network has {what}{at}; expected sums, products and ReLU alone, which are linear where weights and inputs"
+                f"{who}: the network has {what}{at}; expected sums, products and ReLU alone, which are linear where weights and inputs"
                 " are positive: for other networks there is no path norm."
             )
             raise ValueError(msg)
     if not any(id(value) in depends for value in program.outputs):
-        msg = f"path_norm: the outputs do not depend on {', '.join(tree.leaves(params)) or 'any parameter'}."
+        msg = f"{who}: the outputs do not depend on {', '.join(tree.leaves(params)) or 'any parameter'}."
         raise ValueError(msg)
 
 

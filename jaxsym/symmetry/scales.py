@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from jaxsym.symmetry.checks import expect_group
-from jaxsym.symmetry.group import Symmetry
+from jaxsym.symmetry.group import Element, Symmetry
 from jaxsym.symmetry.units import Parts, gathered, labels, numbers, slots, spread
 
 STEPS = 200
@@ -143,18 +143,21 @@ def balance(sym: Symmetry, params: PyTree, norm: float = 2) -> PyTree:
     True
     """
     expect_group(sym, "balance")
+    return sym.act(balancing_element(sym, params, norm), params) if numbers(sym, "scaling") else params
+
+
+def balancing_element(sym: Symmetry, params: PyTree, norm: float = 2) -> Element:
+    """The element of :func:`balance`."""
     if norm not in (2, math.inf):
         msg = f"balance: norm is {norm!r}, expected 2 or math.inf."
         raise ValueError(msg)
     moving = numbers(sym, "scaling")
-    if not moving:
-        return params
     leaves = sym.leaves(params)
     if norm == 2:
         parts, _ = least(sym, leaves, dict.fromkeys(sym.shapes, np.True_), moving, pinned=False)
     else:
         parts = _equal_ranges(sym, leaves, moving)
-    return sym.act(tuple(parts.get(i, part) for i, part in enumerate(sym.still())), params)
+    return tuple(parts.get(i, part) for i, part in enumerate(sym.identity()))
 
 
 def _each(

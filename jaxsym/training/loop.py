@@ -285,7 +285,13 @@ class Train:
     def _update(self, state: _State, given: _Given) -> tuple[_State, Snapshot]:
         seen, objective, order = self._look(state, given)
         updates, optimizer_state = self.optimizer.update(
-            seen.grads, state.optimizer, state.params, value=seen.loss, grad=seen.grads, value_fn=objective
+            seen.grads,
+            state.optimizer,
+            state.params,
+            value=seen.loss,
+            grad=seen.grads,
+            value_fn=objective,
+            step=state.step,
         )
         params = optax.apply_updates(state.params, updates)
         return _State(state.step + 1, params, optimizer_state, order), seen
@@ -348,7 +354,7 @@ def make_train(
     loss
         ``loss(params, batch, key, **hyper) -> scalar``; ``batch`` is shaped like ``data``, ``key`` is new every step.
     optimizer
-        An optax transformation; it is also given ``value``, ``grad`` and ``value_fn`` (as ``optax.lbfgs`` wants).
+        An optax transformation; it is also given ``value``, ``grad`` and ``value_fn`` (as ``optax.lbfgs`` wants), and ``step``, the number of the update.
     data
         A pytree of arrays ``[N, ...]``, or None for a loss that needs none.
     steps
