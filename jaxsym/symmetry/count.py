@@ -134,6 +134,51 @@ def functional_dimension(widths: Sequence[int]) -> int:
     return parameters - sum(widths[1:-1])
 
 
+def conservation_laws(widths: Sequence[int], activation: str) -> int:
+    """How many functionally independent quantities gradient flow conserves on any data; without biases where the activation is the identity.
+
+    ``k (2 h + 1 - k) / 2`` for each hidden width ``h`` of a linear network, with ``k = min(h, h_before + h_after)``; one for each hidden unit of a ReLU network;
+    none with tanh.
+
+    Parameters
+    ----------
+    widths
+        Input, hidden..., output.
+    activation
+        ``"identity"``, ``"relu"`` or ``"tanh"``.
+
+    Raises
+    ------
+    ValueError
+        If there is no formula: for other activations, and for linear networks of several hidden layers of which one is wider than both its neighbours together.
+
+    Notes
+    -----
+    *Source*: Marcotte, Gribonval, Peyre 2023 (arXiv:2307.00144), corollary 4.4 for two linear layers, theorem 4.1 for ReLU.
+
+    Examples
+    --------
+    >>> conservation_laws((2, 5, 2), "identity"), conservation_laws((1, 3, 1), "identity")  # not 15, not 6
+    (14, 5)
+    >>> conservation_laws((2, 3, 2), "relu"), conservation_laws((2, 3, 1), "tanh")
+    (3, 0)
+    """
+    widths = _checked(widths)
+    if activation in ("relu", "tanh"):
+        return sum(widths[1:-1]) * (activation == "relu")
+    total = 0
+    for before, hidden, after in zip(widths, widths[1:], widths[2:], strict=False):
+        k = min(hidden, before + after)
+        if activation != "identity" or (len(widths) > 3 and k < hidden):
+            msg = (
+                f"widths: got {widths} with {activation}, expected relu, tanh or a linear network of one hidden layer, or of several that are no wider than"
+                " their neighbours together: for others no formula is known."
+            )
+            raise ValueError(msg)
+        total += k * (2 * hidden + 1 - k) // 2
+    return total
+
+
 def linear_hessian_rank(widths: Sequence[int], data_rank: int | None = None, *, zero_residual: bool = True) -> int:
     """Rank of the Hessian of the squared error of a linear network without biases, at generic parameters.
 

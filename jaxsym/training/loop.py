@@ -276,7 +276,8 @@ class Train:
         batch, order = self._batch(state, given.order_key)
         step_key = jax.random.fold_in(given.loss_key, state.step)
 
-        def objective(params: PyTree) -> Array:
+        def objective(params: PyTree, step: Any = None) -> Array:
+            del step  # a line search hands on what it is given besides
             return self.loss(params, batch, step_key, **given.hyper)
 
         value, grads = jax.value_and_grad(objective)(state.params)
