@@ -27,7 +27,7 @@ BATCH = 128
 OPTIMIZERS: dict[str, tuple[float, ...]] = {
     "SGD": (0.03, 0.1, 0.3),
     "balanced SGD": (0.03, 0.1, 0.3),
-    "path-SGD": (0.1, 0.3, 1.0),
+    "path-SGD": (0.3, 1.0, 3.0),
 }
 """With the learning rates that are tried: each optimizer's best, on balanced starts, is shown."""
 STARTS = ("balanced", "unbalanced")
