@@ -43,10 +43,14 @@ def root():
 
 STUDIES = (
     "conservation",
+    "conservation_laws",
     "equivalent_minima",
     "flat_minima",
     "hidden_symmetries",
+    "implicit_bias",
+    "invariant_optimizers",
     "second_order",
+    "teleportation",
 )  # whose run is long, though small
 
 

@@ -144,7 +144,7 @@ def teleport(
     def there(coordinates: Array) -> Array:
         return measure(sym.act(sym.exp(coordinates), params))
 
-    first = there(still)
+    first = measure(params)
     if not sym.dim:
         return Teleport(sym.identity(), params, jnp.zeros_like(first), jnp.zeros((), bool), still)
 
@@ -162,10 +162,14 @@ def teleport(
         return (*chosen, jnp.where(better, 2 * length, length / 4)), None
 
     def ascend(start: Array) -> tuple[Array, Array]:
-        value, slope = jax.value_and_grad(there)(start)
-        begin = (start, value, jnp.where(jnp.isfinite(slope), slope, 0), jnp.asarray(radius / 8, dtype))
-        (at, value, _, _), _ = jax.lax.scan(step, begin, length=steps)
-        return at, jnp.where(jnp.isfinite(value), value, -jnp.inf)
+        begin = (
+            start,
+            jnp.array(-jnp.inf, first.dtype),
+            still,
+            jnp.asarray(radius / 16, dtype),
+        )  # the first step stays
+        (at, value, _, _), _ = jax.lax.scan(step, begin, length=steps + 1)
+        return at, value
 
     directions, sizes = jax.random.split(jax.random.key(0) if key is None else key)
     drawn = jax.random.normal(directions, (starts - 1, sym.dim), dtype)

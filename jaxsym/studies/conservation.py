@@ -12,11 +12,10 @@ import optax
 import xarray as xr
 from jaxtyping import Array, Float, PyTree
 
-from jaxsym.catalogue import find
 from jaxsym.dynamics import Charges, charges, decayed, gradient_flow, momentum_law, step_law
 from jaxsym.models import MLP
 from jaxsym.studies.conservation_page import page
-from jaxsym.studies.study import Clock, Progress, Study, expect, network_keys
+from jaxsym.studies.study import Clock, Progress, Study, chosen, expect, network_keys
 from jaxsym.symmetry.discover import discover
 from jaxsym.symmetry.group import Symmetry
 from jaxsym.symmetry.verify import perturbed, wide
@@ -83,14 +82,7 @@ class Config:
     def __post_init__(self) -> None:
         """Refuse numbers that make no ensemble."""
         expect(self, networks=2, law_steps=10, flow_steps=10)
-        self.chosen()
-
-    def chosen(self) -> dict[str, Kind]:
-        """The kinds by name, in their own order."""
-        names = [name.strip() for name in self.kinds.split(",")]
-        for name in names:
-            find(KINDS, name, "kind")
-        return {name: kind for name, kind in KINDS.items() if name in names}
+        chosen(self.kinds, KINDS, "kind")
 
 
 class Case(NamedTuple):
@@ -122,7 +114,7 @@ def group(kind: Kind) -> Symmetry:
 
 def run(config: Config, progress: Progress) -> xr.Dataset:
     """Train and follow the charges; see the attributes of the variables for what they hold."""
-    kinds = config.chosen()
+    kinds = chosen(config.kinds, KINDS, "kind")
     slow = sum(round(TIME / rate) for rate in RATES) + round(TIME / ADAM_RATE)
     each = 1 + slow + 2 * config.law_steps + 2 * config.flow_steps
     clock = Clock(progress, config.networks * len(kinds) * each)

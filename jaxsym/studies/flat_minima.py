@@ -11,13 +11,12 @@ import optax
 import xarray as xr
 from jaxtyping import Array, Float, PyTree
 
-from jaxsym.catalogue import find
 from jaxsym.curvature import effective_dimension, flat, sharpness, spectrum
 from jaxsym.curvature.null_space import CONTAINED
 from jaxsym.data import Rows, digits
 from jaxsym.models import MLP
 from jaxsym.studies.flat_minima_page import SOLVED, page
-from jaxsym.studies.study import Clock, Progress, Study, expect, network_keys
+from jaxsym.studies.study import Clock, Progress, Study, chosen, expect, network_keys
 from jaxsym.symmetry.count import duplicated_hessian_rank, linear_hessian_rank
 from jaxsym.symmetry.discover import discover
 from jaxsym.symmetry.group import Symmetry
@@ -108,10 +107,7 @@ class Config:
 
     def chosen(self) -> dict[str, Kind]:
         """The kinds by name, in their own order; that of the sharpness is always there."""
-        names = [name.strip() for name in self.kinds.split(",")]
-        for name in names:
-            find(KINDS, name, "kind")
-        return {name: kind for name, kind in KINDS.items() if name in names or name == SHARP}
+        return chosen(f"{self.kinds},{SHARP}", KINDS, "kind")
 
 
 class Case(NamedTuple):

@@ -3,8 +3,8 @@
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -13,8 +13,10 @@ import xarray as xr
 from jaxtyping import Array, PyTree
 from matplotlib.figure import Figure
 
+from jaxsym.catalogue import find
 from jaxsym.parallel import parallel
 
+T = TypeVar("T")
 Progress = Callable[[str, int, int], None]
 """Told what is under way, the net-steps done so far, and all net-steps there will be."""
 
@@ -107,6 +109,20 @@ def expect(config: Any, **least: int) -> None:
     if not 0 < getattr(config, "test_fraction", 0.5) < 1:
         msg = f"test_fraction: got {config.test_fraction}, expected a number between 0 and 1, both excluded."
         raise ValueError(msg)
+
+
+def chosen(names: str, catalogue: Mapping[str, T], what: str) -> dict[str, T]:
+    """Entries of a catalogue by their names, separated by commas; in the order of the catalogue.
+
+    Raises
+    ------
+    ValueError
+        If there is no such entry; the message has the nearest.
+    """
+    wanted = [name.strip() for name in names.split(",")]
+    for name in wanted:
+        find(catalogue, name, what)
+    return {name: entry for name, entry in catalogue.items() if name in wanted}
 
 
 class Clock:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, PyTree
 from jaxsym.data import Rows, mnist_5k
 from jaxsym.dynamics import teleport, teleporting
 from jaxsym.models import MLP
-from jaxsym.studies.study import Clock, Progress, Study, expect, network_keys
+from jaxsym.studies.study import Clock, Progress, Study, chosen, expect, network_keys
 from jaxsym.studies.teleportation_page import page
 from jaxsym.symmetry.discover import discover
 from jaxsym.symmetry.group import Symmetry
@@ -107,6 +107,10 @@ class Config:
     """Of each task, optimizer and way; and keys of the rotations of the plane functions."""
     share: float = 1.0
     """Part of the steps of each task."""
+    tasks: str = ",".join(TASKS)
+    """Which, separated by commas."""
+    optimizers: str = ",".join(OPTIMIZERS)
+    """Which, separated by commas."""
     seed: int = 0
     """Of networks, batches, the regression's teacher and the division of the images."""
 
@@ -116,6 +120,8 @@ class Config:
         if not 0 < self.share <= 1:
             msg = f"share: got {self.share}, expected more than 0, at most 1."
             raise ValueError(msg)
+        chosen(self.tasks, TASKS, "task")
+        chosen(self.optimizers, OPTIMIZERS, "optimizer")
 
 
 def data_of(task: str, seed: int) -> tuple[Rows, Rows]:
@@ -150,9 +156,10 @@ def cost(task: str) -> Callable[[PyTree, Rows, Array], Float[Array, ""]]:
 
 def run(config: Config, progress: Progress) -> xr.Dataset:
     """Descend on the plane functions, then train; see the attributes of the variables for what they hold."""
-    lengths = {name: max(RECORDS // 2, round(config.share * task.steps)) for name, task in TASKS.items()}
+    tasks, optimizers = chosen(config.tasks, TASKS, "task"), chosen(config.optimizers, OPTIMIZERS, "optimizer")
+    lengths = {name: max(RECORDS // 2, round(config.share * task.steps)) for name, task in tasks.items()}
     plane_steps = sum(plane.steps for plane in PLANES.values()) * len(WAYS)
-    each = plane_steps + 2 * len(OPTIMIZERS) * sum(lengths.values()) + len(TASKS)
+    each = plane_steps + 2 * len(optimizers) * sum(lengths.values()) + len(tasks)
     clock = Clock(progress, config.networks * each)
     keys = network_keys(config.seed, config.networks)
     variables: dict[str, Any] = {}
@@ -169,9 +176,9 @@ def run(config: Config, progress: Progress) -> xr.Dataset:
                 changes,
                 {"long_name": "largest change of the loss by a rotation"},
             )
-    for task in TASKS:
-        variables |= _task(task, lengths[task], clock, config, keys)
-    coords = {"way": list(WAYS), "optimizer": list(OPTIMIZERS), "task": list(TASKS), "teleports": [False, True]}
+    for task in tasks:
+        variables |= _task(task, list(optimizers), lengths[task], clock, config, keys)
+    coords = {"way": list(WAYS), "optimizer": list(optimizers), "task": list(tasks), "teleports": [False, True]}
     return xr.Dataset(variables, coords=coords).assign(clock.variables())
 
 
@@ -200,7 +207,9 @@ def _descend(plane: Plane, way: str) -> Callable[[Array], dict[str, Array]]:
     return one
 
 
-def _task(task: str, steps: int, clock: Clock, config: Config, keys: Array) -> dict[str, Any]:
+def _task(
+    task: str, optimizers: Sequence[str], steps: int, clock: Clock, config: Config, keys: Array
+) -> dict[str, Any]:
     net, rates, _, batch, every, last = TASKS[task]
     train, test = data_of(task, config.seed)
     row = train.inputs[:1]
@@ -234,13 +243,13 @@ def _task(task: str, steps: int, clock: Clock, config: Config, keys: Array) -> d
 
     found = []
     seconds = []
-    for optimizer in OPTIMIZERS:
+    for optimizer in optimizers:
         for moves in (False, True):
             before = clock.run_seconds
             label = f"{task}: {optimizer}{' with teleports' if moves else ''}"
             found.append(clock.ensemble(label, trained(optimizer, moves=moves), keys, steps=steps))
             seconds.append((clock.run_seconds - before) / config.networks)
-    shape = (len(OPTIMIZERS), 2)
+    shape = (len(optimizers), 2)
     with jax.enable_x64(True), jax.default_matmul_precision("highest"):
         few = Rows(wide(train.inputs[:batch]), wide(train.targets[:batch]))
 
@@ -280,6 +289,7 @@ def _task(task: str, steps: int, clock: Clock, config: Config, keys: Array) -> d
 
 def summary(data: xr.Dataset) -> dict[str, Any]:
     """The headline figures."""
+    tasks = [str(task) for task in data["task"].values]
 
     def end(name: str, way: str) -> float:
         return float(data[f"{name}_loss"].sel(way=way).isel({f"{name}_step": -1}).median())
@@ -290,9 +300,9 @@ def summary(data: xr.Dataset) -> dict[str, Any]:
         "rosenbrock_plain": end("rosenbrock", "plain"),
         "rosenbrock_teleport_median": end("rosenbrock", "teleport"),
         "rosenbrock_random_median": end("rosenbrock", "random"),
-        "teleport_loss_change_max": max(float(data[f"{name}_change"].max()) for name in (*PLANES, *TASKS)),
+        "teleport_loss_change_max": max(float(data[f"{name}_change"].max()) for name in (*PLANES, *tasks)),
     }
-    for task in TASKS:
+    for task in tasks:
         last = data[f"{task}_loss"].isel({f"{task}_record": -1}).median("network")
         ratio = last.sel(teleports=True) / last.sel(teleports=False)
         seconds = data[f"{task}_seconds"].sel(teleports=True) / data[f"{task}_seconds"].sel(teleports=False)
@@ -310,7 +320,7 @@ def summary(data: xr.Dataset) -> dict[str, Any]:
 STUDY = Study(
     title="teleportation: loss against steps and time, with moves along the orbit and without",
     config=Config(),
-    quick=Config(networks=3, share=0.2),
+    quick=Config(networks=3, share=0.2, tasks="regression", optimizers="SGD"),
     run=run,
     summary=summary,
     page=lambda data: page(data, summary(data)),

@@ -1,0 +1,152 @@
+"""The page of the study ``implicit_bias``: every sentence is computed from the dataset or the summary."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from jaxsym import plots
+from jaxsym.studies.study import Picture, Section, Table, listed
+
+SHOWN = {
+    "test_error": "test error",
+    "rank": "effective rank",
+    "norm": "nuclear norm",
+    "sharpness": "sharpness",
+}
+
+
+def page(data: xr.Dataset, summary: Mapping[str, Any], predicted: Mapping[float, int]) -> list[Section]:
+    """The sections, in the order in which one reads them."""
+    return [_minima(data, summary), _noise(data, summary), _collapse(data, summary, predicted)]
+
+
+def _minima(data: xr.Dataset, summary: Mapping[str, Any]) -> Section:
+    kinds = [str(name) for name in data["kind"].values]
+    figure, axes = plots.panels(len(SHOWN) * len(kinds), width=13, height=2.6, columns=len(SHOWN))
+    rows = []
+    for row, kind in enumerate(kinds):
+        own = data.sel(kind=kind)
+        middle = own["charge"].median("network").values
+        for column, (key, label) in enumerate(SHOWN.items()):
+            ax = axes[row * len(SHOWN) + column]
+            values = own[key].values
+            ax.scatter(
+                own["charge"].values.ravel(), values.ravel(), s=4, alpha=0.25, color=plots.COLOURS[4], linewidths=0
+            )
+            ax.plot(middle, np.median(values, axis=0), "o-", color=plots.COLOURS[0], markersize=4)
+            ax.set_xscale("log")
+            if key in ("test_error", "sharpness"):
+                ax.set_yscale("log")
+            ax.set(title=f"{kind}: {label}", xlabel="charge at the start")
+        for index in (0, len(middle) // 2, len(middle) - 1):
+            at = own.isel(level=index).median("network")
+            rows.append(
+                (
+                    kind,
+                    f"{middle[index]:.3g}",
+                    *(f"{float(at[key]):.3g}" for key in SHOWN),
+                    f"{float(at['charge_at_end']):.3g}",
+                    f"{float(at['loss']):.1e}",
+                )
+            )
+    found = [
+        f"{kind} {value:.2f} ({share:.0%} of the runs fitted their data)"
+        for kind, value, share in zip(kinds, summary["charge_test_error_correlations"], summary["fitted"], strict=True)
+    ]
+    return Section(
+        "One function, many starts",
+        [
+            f"{data.sizes['network']} networks of each kind, each from {data.sizes['level']} points of its orbit, from balanced to very unbalanced: the same function, the same data, other charges. Gradient descent, at half of"
+            " what the sharpness at the start allows.",
+            f"Rank correlation (Spearman) of the charge at the start with the test error at the end, over runs that fitted their data: {listed(found)}.",
+        ],
+        tables=[
+            Table(
+                ("kind", "charge at the start", *SHOWN.values(), "charge at the end", "training loss"),
+                rows,
+                "Medians over networks: the most balanced, a middling and the least balanced starts.",
+            )
+        ],
+        pictures=[
+            Picture(
+                "minima",
+                figure,
+                "A dot is a run; lines join the medians of one distance along the orbit.",
+                f"{listed(list(SHOWN.values()))} at the end of training against the norm of the charges at its start, for {listed(kinds)}.",
+            )
+        ],
+    )
+
+
+def _noise(data: xr.Dataset, summary: Mapping[str, Any]) -> Section:
+    figure, (left, right) = plots.panels(2, width=11)
+    steps = data["record"].values
+    starts = np.log(data["noise_start"].values)
+    for line, place in zip(data["noise_ratio"].values, (starts - starts.min()) / np.ptp(starts), strict=True):
+        left.plot(steps, line, linewidth=0.5, alpha=0.6, color=(0.0, 0.3 + 0.4 * place, 0.8 - 0.6 * place))
+    left.set_yscale("log")
+    expected = summary["noise_ratio_predicted"]
+    left.axhline(expected, color="black", linewidth=1, linestyle="--")
+    left.set(xlabel="step", ylabel="|u|² / v²")
+    right.scatter(data["noise_start"], data["noise_end"], s=10, color=plots.COLOURS[0])
+    right.axhline(expected, color="black", linewidth=1, linestyle="--")
+    right.set_xscale("log")
+    right.set(xlabel="at the start", ylabel="geometric mean over the second half")
+    return Section(
+        "Where noise drives an unbalanced layer",
+        [
+            f"One linear unit v u·x with {expected} normal inputs, SGD with one row a step and noisy labels. By the law of a step each update changes the charge by what the squared gradients of both layers differ by, so that it drifts until"
+            f" these are equal in the mean: |u|² = {expected} v². From ratios between {float(data['noise_start'].min()):.2g} and {float(data['noise_start'].max()):.2g} the networks end at {summary['noise_ratio']:.2f} in the (geometric) mean;"
+            f" the rank correlation of start and end is {summary['noise_ratio_start_correlation']:.2f}.",
+        ],
+        pictures=[
+            Picture(
+                "noise",
+                figure,
+                "One line, and one dot, a network. Dashed: where the squared gradients are equal in the mean.",
+                f"Ratios of squared norms of two layers along noisy training from different starts, which come together near {summary['noise_ratio']:.2f}.",
+            )
+        ],
+    )
+
+
+def _collapse(data: xr.Dataset, summary: Mapping[str, Any], predicted: Mapping[float, int]) -> Section:
+    figure, (ax,) = plots.panels(1, width=7)
+    decays = data["decay"].values
+    ax.plot(decays, [predicted[float(d)] for d in decays], "_", markersize=22, color="black", label="predicted, linear")
+    ax.plot(decays, data["alive"].mean("network"), "o", color=plots.COLOURS[0], label="singular values, linear")
+    ax.plot(decays, data["units"].mean("network"), "s", color=plots.COLOURS[1], markersize=5, label="units, tanh")
+    ax.set_xscale("log")
+    ax.set_xticks(list(decays), [f"{d:g}" for d in decays])
+    ax.minorticks_off()
+    ax.set(xlabel="weight decay", ylabel="left at the end")
+    plots.legend(ax)
+    rows = [
+        (
+            f"{float(d):g}",
+            f"{predicted[float(d)]}",
+            f"{float(data['alive'].sel(decay=d).mean()):.2f}",
+            f"{float(data['units'].sel(decay=d).mean()):.2f}",
+        )
+        for d in decays
+    ]
+    return Section(
+        "Mirror symmetry and weight decay",
+        [
+            "A unit whose signs can be flipped is its own mirror image at 0, where the gradient vanishes: weight decay pulls it there, and what it gives to the loss is all that holds it. In a linear network the minimum has every singular"
+            f" value smaller by the decay, and 0 where that would be negative. As many as that are left in {summary['collapse_agreement']:.0%} of the runs.",
+        ],
+        tables=[
+            Table(("weight decay", "predicted", "singular values, linear", "units, tanh"), rows, "Means over networks.")
+        ],
+        pictures=[
+            Picture(
+                "collapse",
+                figure,
+                "Means over networks.",
+                "Singular values of linear networks, and units of tanh networks, that are left at the end of training with weight decay, beside the prediction.",
+            )
+        ],
+    )
