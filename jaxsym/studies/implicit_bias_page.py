@@ -38,7 +38,7 @@ def _minima(data: xr.Dataset, summary: Mapping[str, Any]) -> Section:
             ax.plot(middle, np.median(values, axis=0), "o-", color=plots.COLOURS[0], markersize=4)
             ax.set_xscale("log")
             if key in ("test_error", "sharpness"):
-                ax.set_yscale("log")
+                plots.logarithmic(ax, "y")
             ax.set(title=f"{kind}: {label}", xlabel="charge at the start")
         for index in (0, len(middle) // 2, len(middle) - 1):
             at = own.isel(level=index).median("network")
@@ -60,7 +60,8 @@ def _minima(data: xr.Dataset, summary: Mapping[str, Any]) -> Section:
         [
             f"{data.sizes['network']} networks of each kind, each from {data.sizes['level']} points of its orbit, from balanced to very unbalanced: the same function, the same data, other charges. Gradient descent, at half of"
             " what the sharpness at the start allows.",
-            f"Rank correlation (Spearman) of the charge at the start with the test error at the end, over runs that fitted their data: {listed(found)}.",
+            "Rank correlation (Spearman) of the charge at the start with the test error at the end, among the starts of one network, which have the same problem, in the mean over networks: "
+            f"{listed(found)}.",
         ],
         tables=[
             Table(

@@ -42,7 +42,7 @@ class Config:
     """Of each optimizer, rate and start."""
     steps: int = 300
     """Updates."""
-    spread: float = 1.0
+    spread: float = 1.5
     """Standard deviation of the logarithm by which units are rescaled."""
     seed: int = 0
     """Of the networks, of their batches, and of the division of the data."""
