@@ -188,13 +188,16 @@ def _noise(steps: int) -> Callable[[Array, Array], dict[str, Array]]:
 
 
 def _collapse(key: Array, decay: Array) -> dict[str, Array]:
-    """A linear and a tanh network with weight decay: what is left of the singular values, and of the units."""
+    """Weight decay on products ``u_i v_i``, a linear and a tanh network: units, singular values, and directions that are read, of those there were."""
     size = len(SINGULAR)
     first, second, third = jax.random.split(key, 3)
     target = jnp.diag(jnp.array(SINGULAR))
 
     def fitted(a: Array, b: Array) -> Array:
         return jnp.sum((a @ b - target) ** 2) / 2 + decay / 2 * (jnp.sum(a**2) + jnp.sum(b**2))
+
+    def alone(u: Array, v: Array) -> Array:
+        return jnp.sum((u * v - jnp.array(SINGULAR)) ** 2) / 2 + decay / 2 * (jnp.sum(u**2) + jnp.sum(v**2))
 
     inputs = jax.random.normal(third, (50, size))
 
@@ -205,17 +208,19 @@ def _collapse(key: Array, decay: Array) -> dict[str, Array]:
 
     start = jax.random.normal(first, (size, size)) / 2, jax.random.normal(second, (size, size)) / 2
 
-    def descended(loss: Callable[[Array, Array], Array]) -> tuple[Array, Array]:
+    def descended(loss: Callable[[Array, Array], Array], start: tuple[Array, Array]) -> tuple[Array, Array]:
         def step(at: tuple[Array, Array], _: None) -> tuple[tuple[Array, Array], None]:
             return jax.tree.map(lambda p, g: p - DECAY_RATE * g, at, jax.grad(lambda at: loss(*at))(at)), None
 
         return jax.lax.scan(step, start, length=DECAY_STEPS)[0]
 
-    a, b = descended(fitted)
-    c, d = descended(bent)
+    a, b = descended(fitted, start)
+    c, _ = descended(bent, start)
+    u, v = descended(alone, (start[0][0], start[1][0]))
     return {
         "alive": (jnp.linalg.svd(a @ b, compute_uv=False) > ALIVE).sum(),
-        "units": (jnp.linalg.norm(c, axis=0) * jnp.linalg.norm(d, axis=1) > ALIVE).sum(),
+        "directions": (jnp.linalg.svd(c, compute_uv=False) > ALIVE).sum(),
+        "units": (jnp.abs(u * v) > ALIVE).sum(),
     }
 
 
@@ -251,7 +256,12 @@ def _dataset(config: Config, found: dict[str, Any], ratios: np.ndarray, noise: A
             collapsed["alive"].reshape(shape),
             {"long_name": "singular values left, linear"},
         ),
-        "units": (("network", "decay"), collapsed["units"].reshape(shape), {"long_name": "units left, tanh"}),
+        "directions": (
+            ("network", "decay"),
+            collapsed["directions"].reshape(shape),
+            {"long_name": "directions that are read, tanh"},
+        ),
+        "units": (("network", "decay"), collapsed["units"].reshape(shape), {"long_name": "units left, products"}),
     }
     coords = {"kind": list(found), "level": LEVELS, "decay": list(DECAYS), "record": records}
     return xr.Dataset(variables, coords=coords)
@@ -280,7 +290,11 @@ def summary(data: xr.Dataset) -> dict[str, Any]:
         for kind in range(data.sizes["kind"])
     ]
     correlations = [float(np.nanmean(values)) if np.isfinite(values).any() else float("nan") for values in within]
-    agreement = [data["alive"].sel(decay=decay).values == predicted(float(decay)) for decay in data["decay"].values]
+    agreement = [
+        data[key].sel(decay=decay).values == predicted(float(decay))
+        for key in ("alive", "units")
+        for decay in data["decay"].values
+    ]
     return {
         "charge_test_error_correlation": float(np.mean(correlations)),
         "charge_test_error_correlations": correlations,

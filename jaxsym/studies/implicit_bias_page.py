@@ -116,9 +116,12 @@ def _noise(data: xr.Dataset, summary: Mapping[str, Any]) -> Section:
 def _collapse(data: xr.Dataset, summary: Mapping[str, Any], predicted: Mapping[float, int]) -> Section:
     figure, (ax,) = plots.panels(1, width=7)
     decays = data["decay"].values
-    ax.plot(decays, [predicted[float(d)] for d in decays], "_", markersize=22, color="black", label="predicted, linear")
+    ax.plot(decays, [predicted[float(d)] for d in decays], "_", markersize=22, color="black", label="predicted")
     ax.plot(decays, data["alive"].mean("network"), "o", color=plots.COLOURS[0], label="singular values, linear")
-    ax.plot(decays, data["units"].mean("network"), "s", color=plots.COLOURS[1], markersize=5, label="units, tanh")
+    ax.plot(decays, data["units"].mean("network"), "x", color=plots.COLOURS[1], label="units, products u v")
+    ax.plot(
+        decays, data["directions"].mean("network"), "s", color=plots.COLOURS[2], markersize=5, label="directions, tanh"
+    )
     ax.set_xscale("log")
     ax.set_xticks(list(decays), [f"{d:g}" for d in decays])
     ax.minorticks_off()
@@ -129,25 +132,30 @@ def _collapse(data: xr.Dataset, summary: Mapping[str, Any], predicted: Mapping[f
             f"{float(d):g}",
             f"{predicted[float(d)]}",
             f"{float(data['alive'].sel(decay=d).mean()):.2f}",
-            f"{float(data['units'].sel(decay=d).mean()):.2f}",
+            *(f"{float(data[key].sel(decay=d).mean()):.2f}" for key in ("units", "directions")),
         )
         for d in decays
     ]
     return Section(
         "Mirror symmetry and weight decay",
         [
-            "A unit whose signs can be flipped is its own mirror image at 0, where the gradient vanishes: weight decay pulls it there, and what it gives to the loss is all that holds it. In a linear network the minimum has every singular"
-            f" value smaller by the decay, and 0 where that would be negative. As many as that are left in {summary['collapse_agreement']:.0%} of the runs.",
+            "A unit whose signs can be flipped is its own mirror image at 0, where its gradient vanishes: weight decay pulls it there, and what it gives to the loss is all that holds it. For products u v, and for the singular values of a"
+            f" linear network, the minimum is smaller by the decay than what is to be fitted, and 0 where that would be negative. As many as that are left in {summary['collapse_agreement']:.0%} of the runs.",
+            f"The units of the tanh networks read {float(data['directions'].isel(decay=0).mean()):.1f} directions at the smallest decay and {float(data['directions'].isel(decay=-1).mean()):.1f} at the largest.",
         ],
         tables=[
-            Table(("weight decay", "predicted", "singular values, linear", "units, tanh"), rows, "Means over networks.")
+            Table(
+                ("weight decay", "predicted", "singular values, linear", "units, products", "directions, tanh"),
+                rows,
+                "Means over networks.",
+            )
         ],
         pictures=[
             Picture(
                 "collapse",
                 figure,
                 "Means over networks.",
-                "Singular values of linear networks, and units of tanh networks, that are left at the end of training with weight decay, beside the prediction.",
+                "Singular values of linear networks, units of products and directions of tanh networks that are left by weight decay, beside the prediction.",
             )
         ],
     )

@@ -55,7 +55,9 @@ def test_decay_leaves_as_many_singular_values_as_it_must(results, summary):
     assert SINGULAR == (2.0, 1.0, 0.5, 0.3, 0.1)
     assert summary["collapse_agreement"] == 1
     assert (results.alive.values == [5, 4, 3, 2, 1, 0]).all()
-    assert (np.diff(results.units.mean("network")) <= 0).all()
+    assert (results.units.values == [5, 4, 3, 2, 1, 0]).all()
+    assert (np.diff(results.directions.mean("network")) <= 0).all()
+    assert int(results.directions.isel(decay=-1).max()) < 5
 
 
 def test_noise_moves_the_ratio_towards_the_balance_of_gradients(results):
