@@ -1,4 +1,7 @@
-"""What do charges decide? One function, many points of its orbit: which minimum each start reaches; and where noise and decay drive the charges."""
+"""What do charges decide? One function, many points of its orbit: which minimum each start reaches; and where noise and decay drive the charges.
+
+The equilibrium of noise is that of Ziyin et al. 2024 (arXiv:2402.07193): the charge drifts until both layers' squared gradients are equal in the mean.
+"""
 
 import dataclasses
 from collections.abc import Callable

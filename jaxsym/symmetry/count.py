@@ -154,7 +154,7 @@ def conservation_laws(widths: Sequence[int], activation: str) -> int:
 
     Notes
     -----
-    *Source*: Marcotte, Gribonval, Peyre 2023 (arXiv:2307.00144), corollary 4.4 for two linear layers, theorem 4.1 for ReLU.
+    *Source*: Marcotte, Gribonval, Peyre 2023 (arXiv:2307.00144).
 
     Examples
     --------
