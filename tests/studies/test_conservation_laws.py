@@ -50,7 +50,7 @@ def test_symmetry_explains_all_but_the_slices(results, summary):
 def test_the_page_says_the_figures(folder, results):
     page = (folder / "report.html").read_text()
     assert "The black box finds more than symmetry explains in sine of a sum of slices." in page
-    assert "w[0]" in page
+    assert "w[0,0]" in page
     assert page.count("<img ") == 1 == len(re.findall(r"alt=\"[^\"]{30,}\"", page))
     assert len(results.network) == len(cases())
 

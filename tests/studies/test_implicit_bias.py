@@ -12,6 +12,7 @@ import jaxsym as js
 from jaxsym import cli
 from jaxsym.studies import load
 from jaxsym.studies.implicit_bias import DECAYS, FITTED, KINDS, SINGULAR, Config, predicted, unbalanced
+from jaxsym.symmetry.verify import wide
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +28,7 @@ def test_unbalanced_starts_are_one_function(name):
     kind = KINDS[name]
     with jax.enable_x64(True):
         x = jax.random.normal(jax.random.key(0), (9, kind.inputs))
-        params = kind.net.init(jax.random.key(1), x)
+        params = wide(kind.net.init(jax.random.key(1), x))
         sym = js.discover(kind.net.apply, params, x)
         kept = js.dynamics.charges(sym)
         moved = unbalanced(sym, params, jnp.array(1.5))
