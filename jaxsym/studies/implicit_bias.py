@@ -96,12 +96,13 @@ def unbalanced(sym: Symmetry, params: PyTree, level: Array) -> PyTree:
 
 
 def along(sym: Symmetry) -> Float[np.ndarray, " dim"]:
-    """Coordinates of the generator that makes what all units read larger."""
-    parts = [
-        np.eye(factor.size).ravel() if factor.kind == "general_linear" else np.ones(factor.size)
-        for factor in sym.factors
-        if factor.kind in ("scaling", "general_linear")
-    ]
+    """Coordinates of the generator that makes what all hidden units read larger."""
+    parts = []
+    for factor in sym.factors:
+        if factor.kind in ("scaling", "general_linear"):
+            grows = next(slot.exponent for slot in factor.slots if slot.path[-2] == "Dense_0")
+            one = np.eye(factor.size).ravel() if factor.kind == "general_linear" else np.ones(factor.size)
+            parts.append(one / grows)
     return np.concatenate(parts)
 
 
