@@ -105,6 +105,20 @@ def expect_int(who: str, name: str, got: Any, least: int, most: int | None = Non
         raise ValueError(msg)
 
 
+def expect_positive(who: str, name: str, got: Any, what: str, most: float = math.inf) -> None:
+    """Refuse what is no number between 0 and ``most``, both excluded.
+
+    Raises
+    ------
+    ValueError
+        Saying what it should be.
+    """
+    if isinstance(got, bool) or not isinstance(got, int | float | np.number) or not 0 < got < most:
+        bound = "more than 0 and finite" if most == math.inf else f"between 0 and {most:g}"
+        msg = f"{who}: {name}: got {got!r}, expected {what}, {bound}."
+        raise ValueError(msg)
+
+
 def expect_key(who: str, key: Any) -> None:
     """Refuse what is no key.
 
@@ -121,8 +135,8 @@ def expect_key(who: str, key: Any) -> None:
         raise TypeError(msg)
 
 
-def expect_same(fn: Callable[..., Any], wide: PyTree, who: str) -> None:
-    """Refuse a function that float64 makes another one; to be called where float64 was enabled and was not before.
+def expect_same(fn: Callable[..., Any], params: PyTree, wide: PyTree, who: str, *, is_wide: bool) -> None:
+    """Refuse a function that float64 makes another one; to be called where float64 is enabled, ``is_wide`` is whether it was before.
 
     Raises
     ------
@@ -139,12 +153,26 @@ def expect_same(fn: Callable[..., Any], wide: PyTree, who: str) -> None:
             " x.astype(w.dtype), or close over arrays in float64."
         )
         raise TypeError(msg) from error
-    if any(equation.params.get("bit_width", 0) > 32 for equation in equations(jaxpr.jaxpr)):  # of random bits
+    if _drawn(jaxpr) and (not is_wide or _drawn(jaxpr) != _drawn(jax.make_jaxpr(fn)(params))):
         msg = (
             f"{who}: the function draws random numbers, which in float64 are others than those of your training; draw them before,"
             " and close over them (or give their dtype), or work inside of jax.enable_x64(True) throughout."
         )
         raise ValueError(msg)
+
+
+def _drawn(jaxpr: Any) -> list[str]:
+    """All random numbers that are wider than 32 bits."""
+    found = [e for e in equations(jaxpr.jaxpr) if e.primitive.name.startswith("random_")]
+    widths = [
+        e.params.get("bit_width", 8 * max(getattr(v.aval.dtype, "itemsize", 0) for v in e.outvars)) for e in found
+    ]
+    wanted = ("random_bits", "random_gamma")
+    return [
+        f"{e.primitive}{e.outvars[0].aval.shape}"
+        for e, width in zip(found, widths, strict=True)
+        if width > 32 and e.primitive.name in wanted
+    ]
 
 
 def expect_precise(fn: Callable[..., Any], params: PyTree, who: str) -> None:
@@ -155,7 +183,9 @@ def expect_precise(fn: Callable[..., Any], params: PyTree, who: str) -> None:
     ValueError
         Naming the precision.
     """
-    coarse = sorted(set(narrowed(jax.make_jaxpr(fn)(params))))
+    jaxpr = jax.make_jaxpr(fn)(params)
+    reduced = any(equation.primitive.name == "reduce_precision" for equation in equations(jaxpr.jaxpr))
+    coarse = sorted({*narrowed(jaxpr), *(["reduced precision"] if reduced else [])})
     if coarse:
         taken = jnp.result_type(*jax.tree.leaves(params))
         msg = (
@@ -181,11 +211,6 @@ def rows_of(data: PyTree, batch_size: int | None, who: str) -> int:
         msg = f"{who}: data: got {got}, expected leaves with the same number of rows, at least one."
         raise ValueError(msg)
     return next(iter(rows.values()))[0]
-
-
-def is_settled() -> bool:
-    """Whether the precision is the caller's choice: inside ``jit``, or where float64 is enabled."""
-    return is_tracing() or jnp.result_type(float) == jnp.float64
 
 
 @contextlib.contextmanager

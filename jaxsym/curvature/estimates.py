@@ -1,5 +1,6 @@
 """Traces and spectral densities from products alone, with what is known of their errors."""
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -8,13 +9,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 from matfree import stochtrace
 
-from jaxsym.curvature.checks import expect_int, expect_key
+from jaxsym.curvature.checks import expect_int, expect_key, expect_positive
 from jaxsym.curvature.products import Loss, size
 from jaxsym.curvature.spectra import Point, computed, in_batches, krylov
 
 BASES = 2**28  # bytes of Krylov bases that are built at once
 NEGATIVE = 1e-8
-"""An eigenvalue of a sketch below this part of the largest is no rounding."""
+"""A negative eigenvalue of a sketch beyond this part of the largest is no rounding, in float64; elsewhere beyond 10 units in the last place a sample."""
 DISTINCT = 1e5  # nodes closer than so many units in the last place have no range of their own
 
 
@@ -122,7 +123,7 @@ def trace(
             inner = jnp.linalg.eigvalsh(sketch @ jax.vmap(matvec)(sketch).T)
             largest = jnp.abs(inner).max()
             fill = jnp.where(largest == 0, 0, jnp.nan)
-            usual = inner[0] >= -NEGATIVE * largest
+            usual = inner[0] >= -max(NEGATIVE, 10 * num * float(jnp.finfo(at.dtype).eps)) * largest
             value, error = (jnp.where(usual & (largest > 0), found, fill) for found in (value, error))
         return Trace(value, error)
 
@@ -184,8 +185,10 @@ def density(
     expect_int("density", "num_samples", num_samples, 1)
     expect_int("density", "num_points", num_points, 2)
     expect_key("density", key)
-    if not 0 < broadening < float("inf"):
-        msg = f"density: broadening: got {broadening}, expected a positive part of the range of eigenvalues."
+    expect_positive("density", "broadening", broadening, "a part of the range of eigenvalues")
+    least = math.ceil((1 + 6 * broadening) / broadening) + 1
+    if num_points < least:
+        msg = f"density: num_points: got {num_points}, expected at least {least} for a broadening of {broadening}: a coarser grid does not show its peaks."
         raise ValueError(msg)
 
     def found(point: Point) -> Density:

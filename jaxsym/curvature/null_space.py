@@ -19,10 +19,10 @@ from jaxsym.curvature.checks import (
     checked_finite,
     exact,
     expect_key,
+    expect_positive,
     expect_precise,
     expect_room,
     expect_same,
-    is_settled,
     lasting,
     one_by_one,
 )
@@ -188,9 +188,7 @@ def flat(
     (4, 2, 2, True)
     """
     expect_group(sym, "flat")
-    if not 0 < small < 1:
-        msg = f"flat: small: got {small}, expected a part of the largest eigenvalue between 0 and 1."
-        raise ValueError(msg)
+    expect_positive("flat", "small", small, "a part of the largest eigenvalue", 1)
     if key is not None:
         expect_key("flat", key)
     with exact() as widened:
@@ -348,7 +346,7 @@ def _expect_network(apply: Callable[..., Any], params: PyTree, inputs: tuple[Any
     if not isinstance(inputs, tuple):
         msg = f"{who}: inputs is of type {type(inputs).__name__}, expected a tuple: (x,)."
         raise TypeError(msg)
-    settled = is_settled()
+    is_wide = jnp.result_type(float) == jnp.float64
     with exact() as widened:
         checked(lambda params: _outputs(apply, params, inputs).sum(), params, (), who)
         checked_finite("params", params, who)
@@ -361,9 +359,11 @@ def _expect_network(apply: Callable[..., Any], params: PyTree, inputs: tuple[Any
         count, num = jax.eval_shape(outputs, wide).size, size(wide)
         expect_room((3 * (count + num), num), dtype, who, "take fewer inputs, or a layer by js.curvature.block")
         expect_precise(outputs, wide, who)
-        if not settled:
-            expect_same(outputs, wide, who)
+        if not count:
+            msg = f"{who}: apply returns no real or complex numbers, expected some: integers have no derivatives."
+            raise ValueError(msg)
         if not is_tracing():
+            expect_same(outputs, params, wide, who, is_wide=is_wide)
             ones = jax.tree.map(jnp.ones_like, wide)
             checked_finite(
                 "derivatives of the outputs", jax.jit(lambda at: jax.jvp(outputs, (at,), (ones,))[1])(wide), who
@@ -371,7 +371,8 @@ def _expect_network(apply: Callable[..., Any], params: PyTree, inputs: tuple[Any
 
 
 def _outputs(apply: Callable[..., Any], params: PyTree, inputs: tuple[Any, ...]) -> Float[Array, " outputs"]:
-    leaves = [jnp.ravel(leaf) for leaf in jax.tree.leaves(apply(params, *inputs))]
+    found = [jnp.ravel(leaf) for leaf in jax.tree.leaves(apply(params, *inputs))]
+    leaves = [part for x in found for part in ((x.real, x.imag) if jnp.iscomplexobj(x) else (x,))]
     floating = [leaf for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.floating)]
     return jnp.concatenate(floating) if floating else jnp.zeros(0)
 

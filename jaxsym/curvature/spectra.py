@@ -21,9 +21,9 @@ from jaxsym.curvature.checks import (
     exact,
     expect_int,
     expect_key,
+    expect_positive,
     expect_room,
     expect_same,
-    is_settled,
     lasting,
     one_by_one,
 )
@@ -188,9 +188,7 @@ def spectrum(
         expect_int("spectrum", "k", k, 1, num, ", the number of parameters, or None for all")
     if num_matvecs is not None:
         expect_int("spectrum", "num_matvecs", num_matvecs, k or 1, why=" (k)")
-    if not 0 < tolerance < 1:
-        msg = f"spectrum: tolerance: got {tolerance}, expected a part of the largest eigenvalue between 0 and 1."
-        raise ValueError(msg)
+    expect_positive("spectrum", "tolerance", tolerance, "a part of the largest eigenvalue", 1)
     if key is not None:
         expect_key("spectrum", key)
     if k is None or num <= DENSE or (multiplicities and 5 * k >= num):
@@ -250,7 +248,10 @@ def computed(
     if loss is None and product is None:
         msg = f"{who}: loss is None, expected a function loss(params), or a product."
         raise TypeError(msg)
-    inside, settled = is_tracing(), is_settled()  # inside nothing can be refused by its value
+    if product is not None and not callable(product):
+        msg = f"{who}: product is of type {type(product).__name__}, expected a function product(params, v); of a matrix, lambda p, v: matrix @ v."
+        raise TypeError(msg)
+    inside, is_wide = is_tracing(), jnp.result_type(float) == jnp.float64  # inside nothing can be refused by its value
     with exact() as widened:
         # Under the settings of what follows: JAX keeps the constants of a function as they were at first.
         fn = _length if loss is None or product is not None else loss
@@ -262,8 +263,8 @@ def computed(
             msg = f"{who}: params are {dtype} inside of jit, expected float32 or float64: widen them before."
             raise TypeError(msg)
         expect_room((held, num), dtype, who, instead)
-        if not settled:
-            expect_same(fn, wide, who)
+        if not inside:
+            expect_same(fn, params, wide, who, is_wide=is_wide)
         at, back = ravel_pytree(wide)
 
         def whole(at: Array) -> Any:

@@ -178,6 +178,15 @@ class TestRefused:
         with pytest.raises(ValueError, match=f"effective_dimension: the function {said}"):
             effective_dimension(coarse, params, x)
 
+        rounded = lambda params, x: jax.lax.reduce_precision(net.apply(params, x), 8, 7)  # noqa: E731
+        with pytest.raises(ValueError, match="effective_dimension: the function computes in reduced precision"):
+            effective_dimension(rounded, params, x)
+
+    def test_outputs_that_are_no_real_numbers(self):
+        assert effective_dimension(lambda p, x: jnp.fft.fft(p * x), jnp.ones(4), jnp.ones(4)) == 4
+        with pytest.raises(ValueError, match="effective_dimension: apply returns no real or complex numbers"):
+            effective_dimension(lambda p, x: jnp.argmax(p * x), jnp.ones(4), jnp.ones(4))
+
     def test_derivatives_that_are_not_finite(self):
         def apply(params, x):
             return jnp.sqrt(params["w"]) * x

@@ -215,6 +215,13 @@ class TestTrace:
             inside = jax.jit(lambda x: trace(fn, x, jax.random.key(0), num, semidefinite=True).value)
             assert np.isnan(inside(jnp.ones(20)))
 
+    def test_a_matrix_of_low_rank_is_semidefinite_in_float32_too(self):
+        x = jax.random.normal(jax.random.key(0), (5, 40))
+        found = jax.jit(
+            lambda p: trace(None, p, jax.random.key(1), 16, semidefinite=True, product=lambda p, v: x.T @ (x @ v))
+        )(jnp.zeros(40))
+        assert found.value == pytest.approx(float((x**2).sum()), rel=1e-3)
+
 
 class TestDensity:
     def test_its_moments_are_those_of_the_matrix(self):
@@ -256,6 +263,8 @@ class TestDensity:
             ({"broadening": 0.0}, "broadening: got 0.0"),
             ({"broadening": np.inf}, "broadening: got inf"),
             ({"num_matvecs": 2.5}, "num_matvecs: got 2.5"),
+            ({"broadening": None}, "broadening: got None"),
+            ({"broadening": 1e-4}, "num_points: got 1000, expected at least 10007"),
         ],
     )
     def test_numbers_out_of_range(self, options, said):
@@ -316,7 +325,7 @@ class TestBadInput:
 
 
 class TestWhatFloat64WouldChange:
-    @pytest.mark.parametrize("draw", [jax.random.normal, jax.random.gumbel])
+    @pytest.mark.parametrize("draw", [jax.random.normal, jax.random.gumbel, lambda k, s: jax.random.gamma(k, 2.0, s)])
     def test_random_numbers_inside_a_loss(self, draw):
         def loss(x):
             return ((x - draw(jax.random.key(0), (3,))) ** 2).sum()
@@ -325,6 +334,16 @@ class TestWhatFloat64WouldChange:
             hessian(loss, jnp.ones(3))
         with jax.enable_x64(True):
             np.testing.assert_allclose(hessian(loss, jnp.ones(3)), 2 * np.eye(3))
+
+    def test_random_numbers_as_wide_as_the_parameters(self):
+        def loss(x):
+            return (x**2 * jax.random.normal(jax.random.key(0), (3,), x.dtype)).sum() / 2
+
+        with jax.enable_x64(True):
+            with pytest.raises(ValueError, match="hessian: the function draws random numbers"):
+                hessian(loss, jnp.ones(3, jnp.float32))
+            drawn = jax.random.normal(jax.random.key(0), (3,), float)
+            np.testing.assert_allclose(np.diag(hessian(loss, jnp.ones(3))), drawn)
 
     def test_random_numbers_of_a_given_type_are_the_same(self):
         def loss(x):
@@ -379,6 +398,11 @@ def test_bases_that_do_not_fit(call, monkeypatch):
     monkeypatch.setattr(checks, "_free_bytes", lambda: 2**20)
     with pytest.raises(ValueError, match=r"numbers of float64 take 0.. GiB, and 0.0 GiB are free; take fewer"):
         call(jnp.ones(10**5))
+
+
+def test_a_matrix_is_no_product():
+    with pytest.raises(TypeError, match=r"trace: product is of type ndarray, expected a function product\(params, v\)"):
+        trace(None, jnp.ones(3), jax.random.key(0), product=np.eye(3))
 
 
 def test_no_key():
