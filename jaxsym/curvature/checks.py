@@ -43,8 +43,8 @@ def checked(loss: Callable[..., Any], params: PyTree, batch: tuple[Any, ...], wh
             raise TypeError(msg)
         if jnp.result_type(leaf) == jnp.float64 != jnp.result_type(float):
             msg = (
-                f"{who}: {path or 'params'} is float64 where JAX computes in float32: do all of it inside of jax.enable_x64(True), or set"
-                ' jax.config.update("jax_enable_x64", True) first.'
+                f"{who}: {path or 'params'} is float64 where JAX computes in float32: do all of it inside of jax.enable_x64(True),"
+                " or enable float64 for the whole program at its beginning."
             )
             raise TypeError(msg)
     value = jax.eval_shape(loss, params, *batch)

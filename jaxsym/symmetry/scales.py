@@ -143,7 +143,8 @@ def balance(sym: Symmetry, params: PyTree, norm: float = 2) -> PyTree:
     True
     """
     expect_group(sym, "balance")
-    return sym.act(balancing_element(sym, params, norm), params) if numbers(sym, "scaling") else params
+    element = balancing_element(sym, params, norm)
+    return sym.act(element, params) if numbers(sym, "scaling") else params
 
 
 def balancing_element(sym: Symmetry, params: PyTree, norm: float = 2) -> Element:
@@ -152,6 +153,8 @@ def balancing_element(sym: Symmetry, params: PyTree, norm: float = 2) -> Element
         msg = f"balance: norm is {norm!r}, expected 2 or math.inf."
         raise ValueError(msg)
     moving = numbers(sym, "scaling")
+    if not moving:
+        return sym.identity()
     leaves = sym.leaves(params)
     if norm == 2:
         parts, _ = least(sym, leaves, dict.fromkeys(sym.shapes, np.True_), moving, pinned=False)
