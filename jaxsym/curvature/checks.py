@@ -163,15 +163,10 @@ def expect_same(fn: Callable[..., Any], params: PyTree, wide: PyTree, who: str, 
 
 def _drawn(jaxpr: Any) -> list[str]:
     """All random numbers that are wider than 32 bits."""
-    found = [e for e in equations(jaxpr.jaxpr) if e.primitive.name.startswith("random_")]
-    widths = [
-        e.params.get("bit_width", 8 * max(getattr(v.aval.dtype, "itemsize", 0) for v in e.outvars)) for e in found
-    ]
-    wanted = ("random_bits", "random_gamma")
     return [
-        f"{e.primitive}{e.outvars[0].aval.shape}"
-        for e, width in zip(found, widths, strict=True)
-        if width > 32 and e.primitive.name in wanted
+        f"{equation.primitive}{equation.outvars[0].aval.shape}"
+        for equation in equations(jaxpr.jaxpr)
+        if equation.primitive.name in ("random_bits", "random_gamma") and equation.outvars[0].aval.dtype.itemsize > 4
     ]
 
 

@@ -8,7 +8,7 @@ from jaxsym.data.catalogue import CATALOGUE, Entry
 from jaxsym.data.files import idx
 from jaxsym.data.images import digits, mnist_5k
 from jaxsym.data.passengers import titanic
-from jaxsym.data.split import Rows, Split, stratified
+from jaxsym.data.split import Rows, Split, flattened, stratified
 from jaxsym.data.synthetic import polynomial, teacher
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "Rows",
     "Split",
     "digits",
+    "flattened",
     "idx",
     "mnist_5k",
     "polynomial",

@@ -23,6 +23,19 @@ class Split(NamedTuple):
     classes: tuple[str, ...]
 
 
+def flattened(split: Split) -> Split:
+    """Images as rows of pixels: inputs ``[N, ...]`` become ``[N, n]``.
+
+    >>> from jaxsym.data import digits
+    >>> flattened(digits()).train.inputs.shape
+    (1438, 64)
+    """
+    train, test = (
+        rows._replace(inputs=rows.inputs.reshape(len(rows.inputs), -1)) for rows in (split.train, split.test)
+    )
+    return split._replace(train=train, test=test)
+
+
 def stratified(
     targets: Int[np.ndarray, " N"], seed: int, test_fraction: float
 ) -> tuple[Int[np.ndarray, " A"], Int[np.ndarray, " B"]]:

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, PyTree
 from jaxsym.dynamics import Charges, charges, decayed, gradient_flow, momentum_law, step_law
 from jaxsym.models import MLP
 from jaxsym.studies.conservation_page import page
-from jaxsym.studies.study import Clock, Progress, Study, chosen, expect, network_keys
+from jaxsym.studies.study import Clock, Progress, Study, chosen, expect, network_keys, run_counts
 from jaxsym.symmetry.discover import discover
 from jaxsym.symmetry.group import Symmetry
 from jaxsym.symmetry.verify import perturbed, wide
@@ -274,10 +274,7 @@ def summary(data: xr.Dataset) -> dict[str, Any]:
         "flow_drift_over_sgd": float((data["flow_drift"] / data["drift"].isel(rate=-1)).median("network").max()),
         "adam_drift_over_sgd": float((data["adam_drift"] / data["drift"].isel(rate=-1)).median("network").min()),
         "charges": [int(n) for n in data["count"].values],
-        "networks": int(data["networks"]),
-        "net_steps": int(data["net_steps"]),
-        "compile_seconds": float(data["compile_seconds"]),
-        "run_seconds": float(data["run_seconds"]),
+        **run_counts(data),
     }
 
 

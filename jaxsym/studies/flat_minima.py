@@ -13,10 +13,10 @@ from jaxtyping import Array, Float, PyTree
 
 from jaxsym.curvature import effective_dimension, flat, sharpness, spectrum
 from jaxsym.curvature.null_space import CONTAINED
-from jaxsym.data import Rows, digits
+from jaxsym.data import Rows, digits, flattened
 from jaxsym.models import MLP
 from jaxsym.studies.flat_minima_page import SOLVED, page
-from jaxsym.studies.study import Clock, Progress, Study, chosen, expect, network_keys
+from jaxsym.studies.study import Clock, Progress, Study, chosen, expect, network_keys, run_counts
 from jaxsym.symmetry.count import duplicated_hessian_rank, linear_hessian_rank
 from jaxsym.symmetry.discover import discover
 from jaxsym.symmetry.group import Symmetry
@@ -245,10 +245,7 @@ def _sharp(clock: Clock, config: Config, cases: Case) -> dict[str, Any]:
 
 
 def _digits(clock: Clock, config: Config, keys: Array) -> dict[str, Any]:
-    split = digits(config.seed, config.test_fraction)
-
-    flattened = lambda rows: Rows(rows.inputs.reshape(len(rows.inputs), -1), rows.targets)  # noqa: E731
-    split = split._replace(train=flattened(split.train), test=flattened(split.test))
+    split = flattened(digits(config.seed, config.test_fraction))
 
     def cost(params: PyTree, rows: Rows) -> Float[Array, ""]:
         logits = DIGITS.apply(params, rows.inputs)
@@ -391,10 +388,7 @@ def summary(data: xr.Dataset) -> dict[str, Any]:
         "least_trace_spread": float((np.ptp(sharp["least_trace"], axis=1) / sharp["least_trace"].min(1)).max()),
         "path_norm_spread": float((np.ptp(sharp["path_norm"], axis=1) / sharp["path_norm"].min(1)).max()),
         "effective_dimension_spread": int(np.ptp(data["sharp_effective_dimension"].values, axis=1).max()),
-        "networks": int(data["networks"]),
-        "net_steps": int(data["net_steps"]),
-        "compile_seconds": float(data["compile_seconds"]),
-        "run_seconds": float(data["run_seconds"]),
+        **run_counts(data),
     }
 
 

@@ -22,7 +22,7 @@ from scipy import stats
 from jaxsym.data import Rows, titanic
 from jaxsym.studies.functional_dimension import CHUNK, Layers, Measured, measure
 from jaxsym.studies.hidden_symmetries_page import page
-from jaxsym.studies.study import Clock, Progress, Study, expect, network_keys
+from jaxsym.studies.study import Clock, Progress, Study, expect, network_keys, run_counts
 from jaxsym.symmetry.certify import GAP, LARGEST
 from jaxsym.symmetry.count import functional_dimension
 from jaxsym.training import Snapshot, make_train, probes
@@ -344,12 +344,7 @@ def summary(data: xr.Dataset) -> dict[str, Any]:
         for where in ("data", "anywhere"):
             ranks, probability = _correlation(own[f"trained_dimension_{where}"].values, own["test_error"].values)
             figures |= {f"spearman_{where}_{start}": ranks, f"p_value_{where}_{start}": probability}
-    return figures | {
-        "networks": int(data["networks"]),
-        "net_steps": int(data["net_steps"]),
-        "compile_seconds": float(data["compile_seconds"]),
-        "run_seconds": float(data["run_seconds"]),
-    }
+    return figures | run_counts(data)
 
 
 def _correlation(one: np.ndarray, other: np.ndarray) -> tuple[float | None, float | None]:

@@ -18,7 +18,7 @@ from jaxsym.curvature import hessian
 from jaxsym.dynamics import charges
 from jaxsym.models import MLP
 from jaxsym.studies.implicit_bias_page import page
-from jaxsym.studies.study import Clock, Progress, Study, expect, network_keys
+from jaxsym.studies.study import Clock, Progress, Study, expect, network_keys, run_counts
 from jaxsym.symmetry.discover import discover
 from jaxsym.symmetry.group import Symmetry
 from jaxsym.symmetry.scales import balance
@@ -307,10 +307,7 @@ def summary(data: xr.Dataset) -> dict[str, Any]:
         "noise_ratio_predicted": NOISE_INPUTS,
         "noise_ratio_start_correlation": float(stats.spearmanr(data["noise_start"], data["noise_end"]).statistic),
         "collapse_agreement": float(np.mean(agreement)),
-        "networks": int(data["networks"]),
-        "net_steps": int(data["net_steps"]),
-        "compile_seconds": float(data["compile_seconds"]),
-        "run_seconds": float(data["run_seconds"]),
+        **run_counts(data),
     }
 
 

@@ -11,11 +11,11 @@ import optax
 import xarray as xr
 from jaxtyping import Array, Float, PyTree
 
-from jaxsym.data import Split, digits
+from jaxsym.data import digits, flattened
 from jaxsym.dynamics import balancing, charges, path_sgd
 from jaxsym.models import MLP
 from jaxsym.studies.invariant_optimizers_page import page
-from jaxsym.studies.study import Clock, Progress, Study, expect, network_keys
+from jaxsym.studies.study import Clock, Progress, Study, expect, network_keys, run_counts
 from jaxsym.symmetry.discover import discover
 from jaxsym.symmetry.group import Symmetry
 from jaxsym.symmetry.scales import balance
@@ -63,14 +63,6 @@ def optimizer(name: str, sym: Symmetry, rate: Any, row: Array) -> optax.Gradient
     return balancing(plain, sym) if name == "balanced SGD" else plain
 
 
-def _pixels(split: Split) -> Split:
-    """Images as rows of pixels."""
-    train, test = (
-        rows._replace(inputs=rows.inputs.reshape(len(rows.inputs), -1)) for rows in (split.train, split.test)
-    )
-    return split._replace(train=train, test=test)
-
-
 def _cost(params: PyTree, batch: Any, key: Array) -> Float[Array, ""]:
     del key
     return optax.softmax_cross_entropy_with_integer_labels(NET.apply(params, batch.inputs), batch.targets).mean()
@@ -78,7 +70,7 @@ def _cost(params: PyTree, batch: Any, key: Array) -> Float[Array, ""]:
 
 def run(config: Config, progress: Progress) -> xr.Dataset:
     """Train from both kinds of starts; then measure in float64 which optimizers commute with a rescaling."""
-    split = _pixels(digits(config.seed))
+    split = flattened(digits(config.seed))
     row = split.train.inputs[:1]
     sym = discover(NET.apply, jax.eval_shape(NET.init, jax.random.key(0), row), row)
     rates = np.array(list(OPTIMIZERS.values()))
@@ -224,12 +216,7 @@ def summary(data: xr.Dataset) -> dict[str, Any]:
         for where in STARTS:
             figures[f"{short}_{where}_loss"] = float(last.sel(optimizer=name, start=where))
             figures[f"{short}_{where}_error"] = float(error.sel(optimizer=name, start=where))
-    return figures | {
-        "networks": int(data["networks"]),
-        "net_steps": int(data["net_steps"]),
-        "compile_seconds": float(data["compile_seconds"]),
-        "run_seconds": float(data["run_seconds"]),
-    }
+    return figures | run_counts(data)
 
 
 STUDY = Study(

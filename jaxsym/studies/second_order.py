@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxsym.curvature import ggn_vp, hessian, hvp
 from jaxsym.studies.second_order_page import page
-from jaxsym.studies.study import Clock, Progress, Study, expect
+from jaxsym.studies.study import Clock, Progress, Study, expect, run_counts
 from jaxsym.symmetry.trace import trace
 
 INPUTS, OUTPUTS, DECAY = 20, 10, 1e-3
@@ -309,10 +309,7 @@ def summary(data: xr.Dataset) -> dict[str, Any]:
         **{f"equations_{name}": int(data["equations"].sel(graph=name)) for name in GRAPHS},
         "largest_parameters": int(size.max()),
         "largest_dense_parameters": int(size[dense].max()),
-        "networks": int(data["networks"]),
-        "net_steps": int(data["net_steps"]),
-        "compile_seconds": float(data["compile_seconds"]),
-        "run_seconds": float(data["run_seconds"]),
+        **run_counts(data),
     }
 
 

@@ -172,6 +172,11 @@ class Clock:
         return {name: ((), getattr(self, name)) for name in COUNTS}
 
 
+def run_counts(data: xr.Dataset) -> dict[str, Any]:
+    """The times and counts of a run, for a summary."""
+    return {name: data[name].item() for name in COUNTS}
+
+
 def network_keys(seed: int, num: int) -> Array:
     """Keys ``[num]``, each from its network's global index: network 7 is the same however many others there are."""
     return jax.vmap(lambda index: jax.random.fold_in(jax.random.key(seed), index))(jnp.arange(num))

@@ -12,10 +12,10 @@ import optax
 import xarray as xr
 from jaxtyping import Array, Float, PyTree
 
-from jaxsym.data import Rows, mnist_5k
+from jaxsym.data import Rows, flattened, mnist_5k
 from jaxsym.dynamics import teleport, teleporting
 from jaxsym.models import MLP
-from jaxsym.studies.study import Clock, Progress, Study, chosen, expect, network_keys
+from jaxsym.studies.study import Clock, Progress, Study, chosen, expect, network_keys, run_counts
 from jaxsym.studies.teleportation_page import page
 from jaxsym.symmetry.discover import discover
 from jaxsym.symmetry.group import Symmetry
@@ -127,11 +127,8 @@ class Config:
 def data_of(task: str, seed: int) -> tuple[Rows, Rows]:
     """Training and test rows; images as rows of pixels."""
     if task == "mnist_5k":
-        split = mnist_5k(seed)
-        train, test = (
-            rows._replace(inputs=rows.inputs.reshape(len(rows.inputs), -1)) for rows in (split.train, split.test)
-        )
-        return train, test
+        split = flattened(mnist_5k(seed))
+        return split.train, split.test
     keys = jax.random.split(jax.random.key(seed), 3)
     teacher = MLP((8, 1), "tanh")
     inputs = jax.random.normal(keys[0], (2 * ROWS, 6))
@@ -309,12 +306,7 @@ def summary(data: xr.Dataset) -> dict[str, Any]:
         figures[f"{task}_loss_ratios"] = [float(value) for value in ratio.values]
         figures[f"{task}_time_ratios"] = [float(value) for value in seconds.values]
         figures[f"{task}_gradient_gain"] = float(data[f"{task}_gain"].median())
-    return figures | {
-        "networks": int(data["networks"]),
-        "net_steps": int(data["net_steps"]),
-        "compile_seconds": float(data["compile_seconds"]),
-        "run_seconds": float(data["run_seconds"]),
-    }
+    return figures | run_counts(data)
 
 
 STUDY = Study(
