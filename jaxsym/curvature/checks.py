@@ -55,7 +55,7 @@ def checked(loss: Callable[..., Any], params: PyTree, batch: tuple[Any, ...], wh
         raise ValueError(msg)
 
 
-def checked_direction(params: PyTree, v: PyTree, who: str) -> None:
+def checked_direction(params: PyTree, v: PyTree, who: str, name: str = "v") -> None:
     """Refuse a vector that is not like the parameters.
 
     Raises
@@ -64,17 +64,35 @@ def checked_direction(params: PyTree, v: PyTree, who: str) -> None:
         Naming the path.
     """
     if list(tree.leaves(params)) != list(tree.leaves(v)):
-        msg = f"{who}: v has the leaves {', '.join(tree.leaves(v)) or 'none'}, expected those of params: {', '.join(tree.leaves(params))}."
+        msg = (
+            f"{who}: {name} has the leaves {', '.join(tree.leaves(v)) or 'none'}, expected those of params:"
+            f" {', '.join(tree.leaves(params))}."
+        )
         raise ValueError(msg)
     structures: list[Any] = [jax.tree.structure(v), jax.tree.structure(params)]
     if structures[0] != structures[1]:
-        msg = f"{who}: v is {structures[0]}, expected {structures[1]} as params."
+        msg = f"{who}: {name} is {structures[0]}, expected {structures[1]} as params."
         raise ValueError(msg)
     for (path, leaf), other in zip(tree.leaves(params).items(), jax.tree.leaves(v), strict=True):
         if jnp.shape(leaf) != jnp.shape(other) or jnp.result_type(leaf) != jnp.result_type(other):
             got, want = (f"{jnp.result_type(x)}{list(jnp.shape(x))}" for x in (other, leaf))
-            msg = f"{who}: {path or 'v'} of v is {got}, expected {want} as in params."
+            msg = f"{who}: {f'{path} of ' if path else ''}{name} is {got}, expected {want} as in params."
             raise ValueError(msg)
+
+
+@contextlib.contextmanager
+def forwards(who: str) -> Iterator[None]:
+    """Says clearly what has no forward derivative."""
+    try:
+        yield
+    except TypeError as error:
+        if "custom_vjp" not in str(error):
+            raise
+        msg = (
+            f"{who}: the function calls one with jax.custom_vjp, which has no forward derivative: write its rule by jax.custom_jvp,"
+            " or leave it out here."
+        )
+        raise TypeError(msg) from error
 
 
 def checked_finite(name: str, value: PyTree, who: str) -> None:
@@ -85,9 +103,12 @@ def checked_finite(name: str, value: PyTree, who: str) -> None:
     ValueError
         Naming the path.
     """
+    advice = (
+        "look at the loss and its data: an infinite slope (a root, a logarithm or a norm at 0), or numbers too large",
+    )
     for path, leaf in tree.leaves(value).items():
         if not isinstance(leaf, jax.core.Tracer):
-            expect_finite(f"{who}: {name}{'/' * bool(path)}{path}", leaf)
+            expect_finite(f"{who}: {name}{'/' * bool(path)}{path}", leaf, *(() if name == "params" else advice))
 
 
 def expect_int(who: str, name: str, got: Any, least: int, most: int | None = None, why: str = "") -> None:
@@ -135,24 +156,32 @@ def expect_key(who: str, key: Any) -> None:
         raise TypeError(msg)
 
 
-def expect_same(fn: Callable[..., Any], params: PyTree, wide: PyTree, who: str, *, is_wide: bool) -> None:
-    """Refuse a function that float64 makes another one; to be called where float64 is enabled, ``is_wide`` is whether it was before.
+def traced(fn: Callable[..., Any], wide: PyTree, who: str) -> Any:
+    """The jaxpr of a function, where its parameters are in float64 now.
 
     Raises
     ------
     TypeError
-        If it fails with parameters in float64.
-    ValueError
-        If it draws random numbers, which are others there.
+        If it fails with them.
     """
     try:
-        jaxpr = jax.make_jaxpr(fn)(wide)
+        return jax.make_jaxpr(fn)(wide)
     except TypeError as error:
         msg = (
             f"{who}: with parameters in float64 the function fails: {str(error).splitlines()[0]} Let it cast what it closes over, as in"
             " x.astype(w.dtype), or close over arrays in float64."
         )
         raise TypeError(msg) from error
+
+
+def expect_same(jaxpr: Any, fn: Callable[..., Any], params: PyTree, who: str, *, is_wide: bool) -> None:
+    """Refuse a function that float64 makes another one, as it draws random numbers, which are others there; ``is_wide`` is whether it was enabled before.
+
+    Raises
+    ------
+    ValueError
+        Saying so.
+    """
     if _drawn(jaxpr) and (not is_wide or _drawn(jaxpr) != _drawn(jax.make_jaxpr(fn)(params))):
         msg = (
             f"{who}: the function draws random numbers, which in float64 are others than those of your training; draw them before,"
@@ -170,7 +199,7 @@ def _drawn(jaxpr: Any) -> list[str]:
     ]
 
 
-def expect_precise(fn: Callable[..., Any], params: PyTree, who: str) -> None:
+def expect_precise(jaxpr: Any, wide: PyTree, who: str) -> None:
     """Refuse a function that computes in less than the precision of its parameters, for then no rank can be told.
 
     Raises
@@ -178,14 +207,13 @@ def expect_precise(fn: Callable[..., Any], params: PyTree, who: str) -> None:
     ValueError
         Naming the precision.
     """
-    jaxpr = jax.make_jaxpr(fn)(params)
     reduced = any(equation.primitive.name == "reduce_precision" for equation in equations(jaxpr.jaxpr))
     coarse = sorted({*narrowed(jaxpr), *(["reduced precision"] if reduced else [])})
     if coarse:
-        taken = jnp.result_type(*jax.tree.leaves(params))
         msg = (
-            f"{who}: the function computes in {', '.join(coarse)} somewhere, though its parameters are {taken}: what is zero"
-            f" cannot be told from its rounding. Let it compute in the precision of its parameters (dtype=None in Flax modules, no astype)."
+            f"{who}: the function computes in {', '.join(coarse)} somewhere, though its parameters are {jnp.result_type(*jax.tree.leaves(wide))}:"
+            " what is zero cannot be told from its rounding. Let it compute in the precision of its parameters (dtype=None in Flax modules,"
+            " no astype)."
         )
         raise ValueError(msg)
 
@@ -203,7 +231,7 @@ def rows_of(data: PyTree, batch_size: int | None, who: str) -> int:
     rows = {path or "data": jnp.shape(leaf)[:1] for path, leaf in tree.leaves(data).items()}
     if len(set(rows.values())) != 1 or () in rows.values() or (0,) in rows.values():
         got = ", ".join(f"{path} {list(shape)}" for path, shape in rows.items()) or "no leaves"
-        msg = f"{who}: data: got {got}, expected leaves with the same number of rows, at least one."
+        msg = f"{who}: data: got {got}, expected leaves [N, ...] with the same number of rows, at least one; close over what has none."
         raise ValueError(msg)
     return next(iter(rows.values()))[0]
 

@@ -23,8 +23,10 @@ from jaxsym.curvature.checks import (
     expect_precise,
     expect_room,
     expect_same,
+    forwards,
     lasting,
     one_by_one,
+    traced,
 )
 from jaxsym.curvature.products import Loss, size
 from jaxsym.curvature.spectra import Point, computed, dense
@@ -32,6 +34,8 @@ from jaxsym.parallel.chunk import is_tracing
 from jaxsym.symmetry.certify import GAP
 from jaxsym.symmetry.checks import expect_group
 from jaxsym.symmetry.group import Symmetry
+from jaxsym.symmetry.scales import balancing_element
+from jaxsym.symmetry.units import numbers
 from jaxsym.symmetry.verify import perturbed
 
 SMALL = 1e-6
@@ -54,13 +58,14 @@ class Flat(NamedTuple):
     Attributes
     ----------
     rank, nullity
-        Of the Hessian ``[P, P]``, by the widest gap among small eigenvalues.
+        Of the Hessian ``[P, P]``, by the widest gap among small eigenvalues at the balanced point of the orbit: along the orbit they are the same.
     orbit_dim
         Dimension of the orbit at these parameters.
     contained
         Whether all generators lie in the null space.
     gap
-        The smallest kept eigenvalue over the largest dropped one, in size; below 100 rank and nullity are not to be trusted.
+        The smallest kept eigenvalue over the largest dropped one, in size; over the next such ratio, where the small ones part twice. Below 100 rank
+        and nullity are not to be trusted.
     negative
         How many eigenvalues are negative, of those that are kept.
     gradient_norm
@@ -68,9 +73,9 @@ class Flat(NamedTuple):
     critical
         Whether that counts as zero, by its size and by the length of a Newton step: only then must the orbit be contained.
     outside
-        ``[sym.dim]``: sine of the angle between each generator and the null space.
+        ``[sym.dim]``: sine of the angle between each generator and the null space, at the balanced point.
     identity
-        ``max |H xi + (D xi)' grad L| / (|H| |xi|)``: rounding, whatever the point, or the group is none of this loss.
+        ``max |H xi + (D xi)' grad L| / (|H| |xi|)`` there: rounding, whatever the point, or the group is none of this loss.
     unexplained
         ``nullity`` less the dimension of the part of the null space that the orbit spans.
     hidden, on_data, beyond
@@ -174,7 +179,12 @@ def flat(
 
     Notes
     -----
-    *Source*: the identity differentiates Kunin et al. 2021 (arXiv:2012.04728), equation 5.
+    Units that are rescaled by large factors spread the eigenvalues over many orders of magnitude, which rounding takes for rank. The loss is constant
+    along the orbit, ``L(D theta) = L(theta)``, so that the Hessian at the balanced point ``D theta`` is ``D^-1 H D^-1``: of the same rank,
+    and with the least spread that the group allows. There it is looked at.
+
+    *Source*: the identity differentiates Kunin et al. 2021 (arXiv:2012.04728), equation 5; the balanced point is of Stock et al. 2019
+    (arXiv:1902.10416).
 
     Examples
     --------
@@ -191,14 +201,12 @@ def flat(
     expect_positive("flat", "small", small, "a part of the largest eigenvalue", 1)
     if key is not None:
         expect_key("flat", key)
-    with exact() as widened:
-        checked(loss, params, (), "flat")
-        expect_precise(loss, widened(params), "flat")
     if apply is not None:
         _expect_network(apply, params, inputs, "flat")
 
     def found(point: Point) -> Flat:
-        matrix, at = dense(point), point.at
+        given, factors = dense(point), _balancing(sym, point)
+        matrix, at = given / factors / factors[:, None], factors * point.at
 
         def generators(at: Array) -> Float[Array, "dim P"]:
             if not sym.dim:
@@ -206,7 +214,8 @@ def flat(
             return jax.vmap(lambda leaf: ravel_pytree(leaf)[0])(sym.tangents(point.back(at)))
 
         xi, pull = jax.vjp(generators, at)
-        gradient = jax.grad(lambda at: loss(point.back(at)))(at)
+        slope = jax.grad(lambda at: loss(point.back(at)))(point.at)
+        gradient = slope / factors
         values, vectors = jnp.linalg.eigh(matrix)
         largest = jnp.abs(values).max()
         rank, gap, limit = ranked(jnp.abs(values), small)
@@ -227,7 +236,7 @@ def flat(
         hidden = on_data = beyond = None
         if apply is not None:
             null = jnp.where(kept, 0, vectors)
-            hidden, on_data, beyond = _explained(point, apply, inputs, key, null, within, unexplained)
+            hidden, on_data, beyond = _explained(point._replace(at=at), apply, inputs, key, null, within, unexplained)
         return Flat(
             rank,
             nullity,
@@ -235,7 +244,7 @@ def flat(
             outside.max(initial=0) <= CONTAINED,
             gap,
             (kept & (values < 0)).sum(),
-            norm,
+            jnp.linalg.norm(slope),
             (norm <= CRITICAL * largest * length) & (newton <= STEP * length),
             outside,
             away.max(initial=0) / jnp.where(largest > 0, largest, 1),
@@ -243,10 +252,19 @@ def flat(
             hidden,
             on_data,
             beyond,
-            values,
+            jnp.linalg.eigvalsh(given) if numbers(sym, "scaling") else values,
         )
 
-    return computed(found, loss, params, None, "flat", held=6 * size(params))
+    return computed(found, loss, params, None, "flat", held=6 * size(params), precise=True)
+
+
+def _balancing(sym: Symmetry, point: Point) -> Float[Array, " P"]:
+    """The factor of each parameter on the way to the balanced point of the orbit."""
+    ones = jnp.ones_like(point.at)
+    if not numbers(sym, "scaling"):
+        return ones
+    factors = ravel_pytree(sym.act(balancing_element(sym, point.back(point.at)), point.back(ones)))[0]
+    return jnp.where(jnp.isfinite(factors).all() & (factors > 0).all(), factors, ones)
 
 
 def effective_dimension(apply: Callable[..., Any], params: PyTree, *inputs: Any) -> Int[Array, ""]:
@@ -288,16 +306,21 @@ def effective_dimension(apply: Callable[..., Any], params: PyTree, *inputs: Any)
 
         def found(at: Array) -> Int[Array, ""]:
             jacobian = _jacobian(apply, at, back, given)
-            return jnp.where(jnp.isfinite(jacobian).all(), _rows(spanned(jacobian)), -1)
+            lengths = jnp.linalg.norm(
+                jacobian, axis=0
+            )  # parameters in other units have other columns, of the same rank
+            rounding = max(jacobian.shape) * jnp.finfo(jacobian.dtype).eps * lengths.max()
+            even = jacobian / jnp.where(lengths > rounding, lengths, 1)
+            return jnp.where(jnp.isfinite(jacobian).all(), _rows(spanned(even)), -1)
 
         return lasting(jax.jit(one_by_one(found))(at))
 
 
 def ranked(sizes: Float[Array, " n"], small: float) -> tuple[Int[Array, ""], Float[Array, ""], Float[Array, ""]]:
-    """How many are not zero, by the widest gap below ``small`` of the largest; the ratio there; and a bound between.
+    """How many are not zero, by the widest gap below ``small`` of the largest; how clear that is; and a bound between.
 
     A gap of less than a factor of 100 parts nothing: then only rounding counts as zero. What is below rounding counts as rounding, so that exact zeros
-    make no wider gap than it does.
+    make no wider gap than it does. It is as clear as the gap is wide, or as it is wider than the next that parts something.
     """
     if len(sizes) == 1:
         return (sizes > 0).sum(), jnp.array(jnp.inf, sizes.dtype), jnp.zeros((), sizes.dtype)
@@ -310,7 +333,8 @@ def ranked(sizes: Float[Array, " n"], small: float) -> tuple[Int[Array, ""], Flo
     nothing = following <= len(sizes) * rounding
     at = jnp.where(parted.any(), jnp.argmax(jnp.where(parted, ratios, 0)), jnp.argmax(nothing))
     full = ~(parted.any() | nothing.any())
-    gap = jnp.where(full | (largest == 0), jnp.inf, ratios[at])
+    others = jnp.where(parted, ratios, 1).at[at].set(1)
+    gap = jnp.where(full | (largest == 0), jnp.inf, ratios[at] / others.max())
     limit = jnp.where(full, 0, jnp.sqrt(floored[at]) * jnp.sqrt(floored[at + 1]))
     return (sizes > limit).sum(), gap, limit
 
@@ -358,16 +382,17 @@ def _expect_network(apply: Callable[..., Any], params: PyTree, inputs: tuple[Any
         dtype = jnp.result_type(*jax.tree.leaves(wide))
         count, num = jax.eval_shape(outputs, wide).size, size(wide)
         expect_room((3 * (count + num), num), dtype, who, "take fewer inputs, or a layer by js.curvature.block")
-        expect_precise(outputs, wide, who)
+        jaxpr = traced(outputs, wide, who)
+        expect_precise(jaxpr, wide, who)
         if not count:
             msg = f"{who}: apply returns no real or complex numbers, expected some: integers have no derivatives."
             raise ValueError(msg)
         if not is_tracing():
-            expect_same(outputs, params, wide, who, is_wide=is_wide)
+            expect_same(jaxpr, outputs, params, who, is_wide=is_wide)
             ones = jax.tree.map(jnp.ones_like, wide)
-            checked_finite(
-                "derivatives of the outputs", jax.jit(lambda at: jax.jvp(outputs, (at,), (ones,))[1])(wide), who
-            )
+            with forwards(who):
+                moved = jax.jit(lambda at: jax.jvp(outputs, (at,), (ones,))[1])(wide)
+            checked_finite("derivatives of the outputs", moved, who)
 
 
 def _outputs(apply: Callable[..., Any], params: PyTree, inputs: tuple[Any, ...]) -> Float[Array, " outputs"]:

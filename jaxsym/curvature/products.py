@@ -13,7 +13,15 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from jaxsym import tree
-from jaxsym.curvature.checks import checked, checked_direction, checked_finite, expect_int, expect_key, rows_of
+from jaxsym.curvature.checks import (
+    checked,
+    checked_direction,
+    checked_finite,
+    expect_int,
+    expect_key,
+    forwards,
+    rows_of,
+)
 
 Loss = Callable[..., Float[Array, ""]]
 """``loss(params)``, or ``loss(params, batch)`` where ``data`` is given: then a mean over the batch's rows."""
@@ -110,7 +118,8 @@ def ggn_vp(
     def product(batch: tuple[Any, ...], first: Any) -> PyTree:
         del first
         checked(lambda params: loss_of_outputs(apply(params, *batch), *batch), params, (), "ggn_vp")
-        outputs, pushed, pull = _linear(apply, params, v, batch)
+        _expect_floating(apply, params, batch, "ggn_vp")
+        outputs, pushed, pull = _linear(apply, params, v, batch, "ggn_vp")
         gradient = jax.grad(lambda outputs: loss_of_outputs(outputs, *batch))
         return pull(jax.jvp(gradient, (outputs,), (pushed,))[1])[0]
 
@@ -158,7 +167,7 @@ def fisher_vp(
     >>> fisher_vp(lambda w: w[None], "bernoulli", jnp.zeros(2), jnp.ones(2))
     Array([0.25, 0.25], dtype=float32)
     """
-    if likelihood not in LIKELIHOODS:
+    if not isinstance(likelihood, str) or likelihood not in LIKELIHOODS:
         msg = f"fisher_vp: likelihood: got {likelihood!r}, expected one of {', '.join(LIKELIHOODS)}."
         raise ValueError(msg)
     family = LIKELIHOODS[likelihood]
@@ -167,8 +176,11 @@ def fisher_vp(
         expect_key("fisher_vp", key)
 
     def product(batch: tuple[Any, ...], first: Any) -> PyTree:
-        checked(lambda params: jnp.mean(apply(params, *batch)), params, (), "fisher_vp")
-        outputs, pushed, pull = _linear(apply, params, v, batch)
+        if (count := len(_expect_floating(apply, params, batch, "fisher_vp"))) != 1:
+            msg = f"fisher_vp: apply returns {count} arrays, expected one, [N, ...]."
+            raise TypeError(msg)
+        checked(lambda params: jnp.mean(_only(apply(params, *batch))), params, (), "fisher_vp")
+        outputs, pushed, pull = _linear(lambda *at: _only(apply(*at)), params, v, batch, "fisher_vp")
         if jnp.ndim(outputs) < family.axes:
             wanted = ("[N, ...]", "[N, classes]")[family.axes - 1]
             msg = f"fisher_vp: apply returns shape {jnp.shape(outputs)}, expected {wanted}: outputs[None] is one row."
@@ -220,7 +232,7 @@ def empirical_fisher_vp(
     def product(batch: tuple[Any, ...], first: Any) -> PyTree:
         del first
         checked(lambda params: jnp.mean(losses(params, *batch)), params, (), "empirical_fisher_vp")
-        found, pushed, pull = _linear(losses, params, v, batch)
+        found, pushed, pull = _linear(losses, params, v, batch, "empirical_fisher_vp")
         if found.ndim != 1:
             msg = f"empirical_fisher_vp: losses has shape {found.shape}, expected [N]: a loss a row, not their mean."
             raise ValueError(msg)
@@ -292,10 +304,28 @@ LIKELIHOODS = {
 }
 
 
-def _linear(fn: Callable[..., Any], params: PyTree, v: PyTree, batch: tuple[Any, ...]) -> tuple[Any, Any, Any]:
+def _linear(
+    fn: Callable[..., Any], params: PyTree, v: PyTree, batch: tuple[Any, ...], who: str
+) -> tuple[Any, Any, Any]:
     """Outputs, what ``v`` changes of them, and the transpose of that."""
     outputs, pull = jax.vjp(lambda params: fn(params, *batch), params)
-    return outputs, jax.jvp(lambda params: fn(params, *batch), (params,), (v,))[1], pull
+    with forwards(who):
+        return outputs, jax.jvp(lambda params: fn(params, *batch), (params,), (v,))[1], pull
+
+
+def _only(outputs: PyTree) -> Array:
+    """The one array of a pytree."""
+    return jax.tree.leaves(outputs)[0]
+
+
+def _expect_floating(fn: Callable[..., Any], params: PyTree, batch: tuple[Any, ...], who: str) -> dict[str, Any]:
+    """The shapes of all outputs; refuse those that have no derivatives."""
+    leaves = tree.leaves(jax.eval_shape(fn, params, *batch))
+    for path, leaf in leaves.items():
+        if not jnp.issubdtype(leaf.dtype, jnp.inexact):
+            msg = f"{who}: {path or 'the output'} of apply has dtype {leaf.dtype}, expected a floating one: return what the loss is differentiated by."
+            raise TypeError(msg)
+    return leaves
 
 
 def _accumulated(

@@ -22,10 +22,12 @@ from jaxsym.curvature.checks import (
     expect_int,
     expect_key,
     expect_positive,
+    expect_precise,
     expect_room,
     expect_same,
     lasting,
     one_by_one,
+    traced,
 )
 from jaxsym.curvature.products import Loss, hvp, size
 from jaxsym.parallel.chunk import is_tracing
@@ -240,10 +242,12 @@ def computed(
     *,
     held: int,
     instead: str = "call spectrum with a k, trace or density, which need products only",
+    precise: bool = False,
 ) -> Any:
     """``compute(point)`` in float64 where that can be chosen, after what can be refused is refused.
 
-    ``held`` vectors like the parameters must fit into the memory at once; else it says what to do ``instead``.
+    ``held`` vectors like the parameters must fit into the memory at once; else it says what to do ``instead``. ``precise`` refuses a loss that
+    computes in less than the precision of its parameters.
     """
     if loss is None and product is None:
         msg = f"{who}: loss is None, expected a function loss(params), or a product."
@@ -263,8 +267,13 @@ def computed(
             msg = f"{who}: params are {dtype} inside of jit, expected float32 or float64: widen them before."
             raise TypeError(msg)
         expect_room((held, num), dtype, who, instead)
-        if not inside:
-            expect_same(fn, params, wide, who, is_wide=is_wide)
+        if precise or not inside:
+            drawing = fn if product is None else lambda params: product(params, params)
+            jaxpr = traced(drawing, wide, who)
+            if precise:
+                expect_precise(jaxpr, wide, who)
+            if not inside:
+                expect_same(jaxpr, drawing, params, who, is_wide=is_wide)
         at, back = ravel_pytree(wide)
 
         def whole(at: Array) -> Any:
@@ -272,7 +281,7 @@ def computed(
                 if product is None:
                     return ravel_pytree(hvp(loss, back(at), back(v)))[0]  # type: ignore[arg-type]
                 image = product(back(at), back(v))
-                checked_direction(back(at), image, f"{who}: product")
+                checked_direction(back(at), image, who, "what product returns")
                 return ravel_pytree(image)[0]
 
             found = compute(Point(matvec, at, back))
@@ -291,7 +300,8 @@ def computed(
 
 def _expect_linear(vectors: tuple[Array, Array], images: list[Array], who: str) -> None:
     """Refuse products that are not finite, not linear or not symmetric, by what became of a vector (and of another, and of a sum)."""
-    checked_finite("products with vectors", images[0], who)
+    for image in images:
+        checked_finite("products with vectors", image, who)
     if len(images) == 1:
         return
     (one, other), (first, second, third) = vectors, images

@@ -69,14 +69,13 @@ def expect_values(params: PyTree, inputs: tuple[Any, ...], who: str) -> None:
             raise ValueError(msg)
 
 
-def expect_finite(path: str, leaf: Any) -> None:
+def expect_finite(
+    path: str, leaf: Any, advice: str = "look for the step at which training diverged, or initialise it again"
+) -> None:
     """Refuse NaN and infinity."""
     wrong = int(np.sum(~np.isfinite(np.asarray(leaf, float))))
     if wrong:
-        msg = (
-            f"{path} ({_described(leaf)}) has {wrong} entries that are NaN or infinite, expected finite numbers;"
-            " look for the step at which training diverged, or initialise it again."
-        )
+        msg = f"{path} ({_described(leaf)}) has {wrong} entries that are NaN or infinite, expected finite numbers; {advice}."
         raise ValueError(msg)
 
 

@@ -10,6 +10,7 @@ from jax.flatten_util import ravel_pytree
 import jaxsym as js
 from jaxsym.curvature import Flat, checks, effective_dimension, flat, hessian, sharpness
 from jaxsym.curvature.null_space import ranked
+from jaxsym.symmetry.certify import GAP
 from jaxsym.symmetry.paths import path_norm
 from jaxsym.symmetry.verify import perturbed, wide
 
@@ -304,6 +305,56 @@ def test_ranks_by_the_widest_gap(sizes, rank):
     assert int(found) == rank
     assert (np.array(sizes) > float(limit)).sum() == rank
     assert gap > 10 or rank == 0
+
+
+@pytest.mark.parametrize(
+    ("sizes", "trusted"),
+    [([1.0, 1e-3, 5e-6, 1e-8, 1e-17], True), ([1.0, 1e-2, 1e-9, 1e-17], False)],  # gaps of 500 and 4e7, of 1e7 and 4e6
+)
+def test_two_gaps_of_like_width_leave_the_rank_in_doubt(sizes, trusted):
+    _, gap, _ = ranked(jnp.array(sizes), 1e-6)
+    assert bool(gap >= GAP) is trusted
+
+
+def test_targets_in_float32_and_a_dead_unit_leave_the_rank_in_doubt():
+    def apply(params, x):
+        return jax.nn.relu(x @ params["w"] + params["b"]) @ params["v"]
+
+    keys = jax.random.split(KEY, 4)
+    x = jax.random.normal(keys[0], (60, 2))
+    params = {
+        "w": jax.random.normal(keys[1], (2, 3)),
+        "b": jnp.array([-10.0, 0.1, -0.2]),
+        "v": jax.random.normal(keys[2], (3, 1)),
+    }
+    sym, exact = js.discover(apply, params, x), apply(params, x)
+    coarse = exact.astype(jnp.float32).astype(jnp.float64)
+    found = [flat(lambda p, y=y: jnp.mean((apply(p, x) - y) ** 2), params, sym) for y in (exact, coarse)]
+    assert (int(found[0].rank), bool(found[0].gap >= GAP)) == (6, True)
+    assert int(found[1].rank) == 6 or found[1].gap < GAP
+    assert int(found[1].rank) == effective_dimension(apply, params, x)
+
+
+@pytest.mark.parametrize("factor", [1e3, 1e6])
+def test_ranks_are_the_same_along_the_orbit(factor):
+    net, x, params, loss = case((3, 3, 2), "relu", use_bias=False, rows=40)
+    sym = js.discover(net.apply, params, x)
+    kernels = {name: layer["kernel"] for name, layer in params["params"].items()}
+    factors = jnp.array([factor, 1.0, 1 / factor])
+    moved = {
+        "params": {
+            "Dense_0": {"kernel": kernels["Dense_0"] * factors},
+            "Dense_1": {"kernel": kernels["Dense_1"] / factors[:, None]},
+        }
+    }
+    here, there = flat(loss, params, sym), flat(loss, moved, sym, apply=net.apply, inputs=(x,))
+    assert int(here.rank) == int(there.rank) == effective_dimension(net.apply, moved, x) == 12
+    assert bool(there.contained)
+    assert there.gap > 1e6
+    assert int(there.unexplained) == 0
+    values = hessian(loss, moved)
+    np.testing.assert_allclose(there.eigenvalues, np.linalg.eigvalsh(values), atol=1e-12 * np.abs(values).max())
+    np.testing.assert_allclose(there.outside, here.outside, atol=1e-9)
 
 
 def test_it_says_which_case_it_is():

@@ -222,7 +222,8 @@ class TestBadInput:
     def test_rows_that_differ(self, case):
         params, v, (x, labels) = case
         with pytest.raises(
-            ValueError, match=r"hvp: data: got 0 \[7\], 1 \[6\], expected leaves with the same number of rows"
+            ValueError,
+            match=r"hvp: data: got 0 \[7\], 1 \[6\], expected leaves \[N, ...\] with the same number of rows",
         ):
             hvp(loss, params, v, data=(x, labels[:6]))
 
@@ -242,3 +243,29 @@ class TestBadInput:
         params, _, _ = case
         with pytest.raises(ValueError, match=r"no leaf at 'Dense_0'; there are params/Dense_0/bias"):
             block(lambda params: 0.0, params, "Dense_0")
+
+    def test_outputs_that_have_no_derivatives(self):
+        w, counted = jnp.ones(3), lambda w: (w, jnp.arange(3))
+        with pytest.raises(TypeError, match=r"ggn_vp: 1 of apply has dtype int.*, expected a floating one"):
+            ggn_vp(counted, lambda outputs: outputs[0].sum(), w, w)
+        with pytest.raises(TypeError, match="fisher_vp: 1 of apply has dtype int"):
+            fisher_vp(counted, "normal", w, w)
+        with pytest.raises(TypeError, match="fisher_vp: apply returns 2 arrays, expected one"):
+            fisher_vp(lambda w: {"a": w, "b": w}, "normal", w, w)
+
+    def test_functions_without_forward_derivatives(self):
+        @jax.custom_vjp
+        def square(x):
+            return x**2
+
+        square.defvjp(lambda x: (x**2, x), lambda x, g: (2 * x * g,))
+        w = jnp.arange(1.0, 4.0)
+        np.testing.assert_allclose(hvp(lambda w: square(w).sum(), w, w), 2 * w)
+        with pytest.raises(TypeError, match=r"ggn_vp: the function calls one with jax\.custom_vjp"):
+            ggn_vp(square, jnp.sum, w, w)
+
+    def test_an_infinite_slope(self):
+        with pytest.raises(
+            ValueError, match=r"hvp: the product .* has 2 entries that are NaN or infinite.* look at the loss"
+        ):
+            hvp(lambda w: jnp.sqrt(w).sum(), jnp.zeros(2), jnp.ones(2))

@@ -375,7 +375,13 @@ class TestProducts:
         [
             (lambda p, v: v**2, ValueError, "product is not linear in v: off by"),
             (lambda p, v: jnp.cumsum(v), ValueError, "product is not symmetric in v: off by"),
-            (lambda p, v: v[:2], ValueError, r"product: v of v is float64\[2\], expected float64\[3\]"),
+            (lambda p, v: v[:2], ValueError, r"what product returns is float64\[2\], expected float64\[3\]"),
+            (
+                lambda p, v: v.astype(jnp.float32),
+                ValueError,
+                r"what product returns is float32\[3\], expected float64\[3\]",
+            ),
+            (lambda p, v: v * jax.random.normal(jax.random.key(0), ()), ValueError, "draws random numbers"),
             (lambda p, v: v * jnp.nan, ValueError, "has 3 entries that are NaN"),
         ],
     )
