@@ -1,6 +1,7 @@
 """The page of a run or a sweep: pictures, summary and one self-contained HTML file, all from what is stored."""
 
 import base64
+import dataclasses
 import io
 import json
 import math
@@ -58,7 +59,7 @@ def publish_run(directory: Path) -> Path:
             study.title,
             study.page(dataset),
             study.summary(dataset),
-            kicker=f"study {name}",
+            kicker=f"study {name}{', a quick run: too small for its figures to settle' if config == _stored(study.quick) else ''}",
             command=_command(name, study, config),
             file=None,
             facts={
@@ -154,8 +155,15 @@ def study_of(dataset: xr.Dataset, directory: Path) -> tuple[str, Study]:
     return name, studies.load(name)
 
 
+def _stored(config: Any) -> dict[str, Any]:
+    """A config as it is read again from the results."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
 def _command(name: str, study: Study, config: Mapping[str, Any]) -> str:
     """The command that makes this run again: every option that differs from its default."""
+    if config == _stored(study.quick):
+        return f"jaxsym run {name} --out runs/{name} --quick"
     changed = {key: value for key, value in config.items() if getattr(study.config, key, None) != value}
     options = "".join(f" {_option(key.replace('_', '-'), value)}" for key, value in changed.items())
     return f"jaxsym run {name} --out runs/{name}{options}"

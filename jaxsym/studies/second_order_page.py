@@ -156,13 +156,13 @@ def _memory(data: xr.Dataset, summary: Mapping[str, Any]) -> Section:
 
 
 def _draw(ax: Axes, data: xr.Dataset, name: str, *, labelled: bool) -> None:
-    """Equations as dots, one column for each depth, edges between."""
+    """Equations as dots, one column for each depth, edges between; columns take turns at half a step, so that names have room."""
     depth, edges = data[f"{name}_depth"].values, data[f"{name}_edges"].values
     primitives = [str(primitive) for primitive in data[f"{name}_primitive"].values]
     height = np.zeros(len(depth))
     for level in np.unique(depth):
         inside = np.flatnonzero(depth == level)
-        height[inside] = np.arange(len(inside)) - (len(inside) - 1) / 2
+        height[inside] = np.arange(len(inside)) - len(inside) // 2 + level % 2 / 2
     for before, after in edges:
         ax.plot(depth[[before, after]], height[[before, after]], color="0.75", linewidth=0.6, zorder=1)
     kind = [
@@ -182,9 +182,7 @@ def _draw(ax: Axes, data: xr.Dataset, name: str, *, labelled: bool) -> None:
         )
     if labelled:
         for x, y, primitive in zip(depth, height, primitives, strict=True):
-            ax.annotate(
-                plots.text(primitive), (x, y), fontsize=6, xytext=(2, 4), textcoords="offset points", rotation=25
-            )
+            ax.annotate(plots.text(primitive), (x, y), fontsize=6, xytext=(0, 4), textcoords="offset points")
     ax.set(xlabel="depth", yticks=[])
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.margins(y=0.12)

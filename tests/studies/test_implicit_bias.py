@@ -71,6 +71,8 @@ def test_noise_moves_the_ratio_towards_the_balance_of_gradients(results):
 
 def test_the_page_says_the_figures(folder, summary):
     page = (folder / "report.html").read_text()
+    assert "implicit_bias, a quick run: too small" in page
+    assert "jaxsym run implicit_bias --out runs/implicit_bias --quick" in page
     assert f"at {summary['noise_ratio']:.2f} in the (geometric) mean" in page
     assert page.count("<img ") == 3 == len(re.findall(r"alt=\"[^\"]{30,}\"", page))
 
