@@ -127,7 +127,7 @@ def ggn_vp(
 
 
 def fisher_vp(
-    apply: Callable[..., Float[Array, "N *outputs"]],
+    apply: Callable[..., Float[Array, " N *outputs"]],
     likelihood: Literal["categorical", "bernoulli", "normal"],
     params: PyTree,
     v: PyTree,

@@ -327,7 +327,7 @@ def dense(point: Point) -> Float[Array, "P P"]:
     return (rows + rows.T) / 2
 
 
-def in_batches(fn: Callable[[Array], Any], rows: Float[Array, "N *shape"], size: int) -> Any:
+def in_batches(fn: Callable[[Array], Any], rows: Float[Array, " N *shape"], size: int) -> Any:
     """``fn`` of each row, so many at a time; where all fit into one batch, without a loop around what does not depend on the row."""
     return jax.vmap(fn)(rows) if len(rows) <= size else jax.lax.map(fn, rows, batch_size=size)
 
