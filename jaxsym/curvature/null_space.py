@@ -41,7 +41,7 @@ from jaxsym.symmetry.verify import perturbed
 SMALL = 1e-6
 """Eigenvalues below this part of the largest may count as zero: those below the widest gap there do."""
 CRITICAL = 1e-8
-"""A gradient below this part of ``|H| |params|`` counts as zero,"""
+"""A gradient below this part of ``|H| |params|`` counts as zero, at the balanced point, of the parameters whose curvature is not zero,"""
 STEP = 1e-4
 """if a Newton step is shorter than this part of the parameters."""
 CONTAINED = 1e-4
@@ -71,7 +71,8 @@ class Flat(NamedTuple):
     gradient_norm
         ``|grad L|``.
     critical
-        Whether that counts as zero, by its size and by the length of a Newton step: only then must the orbit be contained.
+        Whether the gradient counts as zero at the balanced point, by its size and by the length of a Newton step: only then must the orbit be
+        contained.
     outside
         ``[sym.dim]``: sine of the angle between each generator and the null space, at the balanced point.
     identity
@@ -228,7 +229,10 @@ def flat(
         each = jnp.eye(sym.dim, dtype=at.dtype)
         moved = jax.vmap(lambda one: pull(one[:, None] * gradient)[0])(each)  # (D xi_i)' grad L
         away = jnp.linalg.norm(unit @ matrix + moved / jnp.where(lengths > 0, lengths, 1)[:, None], axis=1)
-        norm, length = jnp.linalg.norm(gradient), jnp.linalg.norm(at)
+        seen = (
+            jnp.abs(matrix).max(axis=1) > at.size * jnp.finfo(at.dtype).eps * largest
+        )  # a dead unit may be of any size
+        norm, length = jnp.linalg.norm(gradient), jnp.linalg.norm(jnp.where(seen, at, 0))
         slopes = gradient @ vectors
         newton = jnp.linalg.norm(jnp.where(kept, slopes / jnp.where(kept, values, 1), 0))
         nullity = at.size - rank

@@ -357,6 +357,19 @@ def test_ranks_are_the_same_along_the_orbit(factor):
     np.testing.assert_allclose(there.outside, here.outside, atol=1e-9)
 
 
+def test_a_dead_unit_of_any_size_makes_no_point_critical():
+    net, x, params, _ = case((3, 4, 2), "relu")
+    layers = params["params"]
+    hidden, out = layers["Dense_0"], layers["Dense_1"]
+    hidden = {"kernel": hidden["kernel"].at[:, 0].mul(1e6), "bias": hidden["bias"].at[0].set(-1e8)}
+    params = {"params": {"Dense_0": hidden, "Dense_1": out | {"kernel": out["kernel"].at[0].mul(1e6)}}}
+    sym, y = js.discover(net.apply, params, x), net.apply(params, x)
+    away = 1e-4 * jax.random.normal(KEY, y.shape)
+    at, off = (flat(lambda p, y=y: jnp.mean((net.apply(p, x) - y) ** 2), params, sym) for y in (y, y + away))
+    assert (bool(at.critical), bool(at.contained)) == (True, True)
+    assert (bool(off.critical), bool(off.contained)) == (False, False)
+
+
 def test_it_says_which_case_it_is():
     net, x, params, loss = case((3, 4, 2), "relu")
     sym = js.discover(net.apply, params, x)
