@@ -25,21 +25,19 @@ def page(data: xr.Dataset, summary: Mapping[str, Any], predicted: Mapping[float,
 def _minima(data: xr.Dataset, summary: Mapping[str, Any]) -> Section:
     kinds = [str(name) for name in data["kind"].values]
     figure, axes = plots.panels(len(SHOWN) * len(kinds), width=13, height=2.6, columns=len(SHOWN))
-    rows = []
+    rows, levels = [], data["level"].values
     for row, kind in enumerate(kinds):
         own = data.sel(kind=kind)
         middle = own["charge"].median("network").values
         for column, (key, label) in enumerate(SHOWN.items()):
             ax = axes[row * len(SHOWN) + column]
             values = own[key].values
-            ax.scatter(
-                own["charge"].values.ravel(), values.ravel(), s=4, alpha=0.25, color=plots.COLOURS[4], linewidths=0
-            )
-            ax.plot(middle, np.median(values, axis=0), "o-", color=plots.COLOURS[0], markersize=4)
-            ax.set_xscale("log")
+            at = np.broadcast_to(levels, values.shape)
+            ax.scatter(at.ravel(), values.ravel(), s=4, alpha=0.25, color=plots.COLOURS[4], linewidths=0)
+            ax.plot(levels, np.median(values, axis=0), "o-", color=plots.COLOURS[0], markersize=4)
             if key in ("test_error", "sharpness"):
                 plots.logarithmic(ax, "y")
-            ax.set(title=f"{kind}: {label}", xlabel="charge at the start")
+            ax.set(title=f"{kind}: {label}", xlabel="distance from balance")
         for index in (0, len(middle) // 2, len(middle) - 1):
             at = own.isel(level=index).median("network")
             rows.append(
@@ -74,8 +72,8 @@ def _minima(data: xr.Dataset, summary: Mapping[str, Any]) -> Section:
             Picture(
                 "minima",
                 figure,
-                "A dot is a run; lines join the medians of one distance along the orbit.",
-                f"{listed(list(SHOWN.values()))} at the end of training against the norm of the charges at its start, for {listed(kinds)}.",
+                "A dot is a run; lines join the medians. The distance is the logarithm of the factor by which what units read is larger than at balance, where all charges are 0.",
+                f"{listed(list(SHOWN.values()))} at the end of training against how far from balance it started, for {listed(kinds)}.",
             )
         ],
     )
