@@ -37,7 +37,7 @@ def affine(program: Program, shapes: Shapes, solver: Solver, linear: Sequence[Fa
     recipes, moves = Recipes(program, search.known.derived.values()), search.moves()
     wholes = {variable: recipes.translation(variable, moved) for variable, moved in moves.items()}
     translations = {
-        v: moved for v, moved in moves.items() if not (v.flip or _uneven(v, v.constant, linear) or _turned(v, linear))
+        v: moved for v, moved in moves.items() if not (v.flip or _uneven(v, v.even, linear) or _turned(v, linear))
     }
     sums = contrasts(search, translations, lambda v, axis: not _uneven(v, frozenset({v.kept[axis]}), linear))
     plain = [dataclasses.replace(wholes[v], contrast=axes) for v, axes in sums.items() if axes is not None]

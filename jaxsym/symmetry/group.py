@@ -382,8 +382,9 @@ def _transport(factor: Factor, part: Array, other: Factor, permutation: Array) -
     axis = factor.classes.index(other.classes[-1])
     copies = [factor.classes.index(c) for c in other.classes[:-1]]
     shape = factor.shape
-    grid = list(jnp.meshgrid(*(jnp.arange(n) for n in shape), indexing="ij"))
-    grid[axis] = jnp.asarray(permutation)[(*(grid[i] for i in copies), grid[axis])]
     if factor.kind == "permutation" and axis == len(shape) - 1:
         return part
-    return part[tuple(grid)]
+    grid: list[Any] = list(np.meshgrid(*(np.arange(n) for n in shape), indexing="ij"))
+    grid[axis] = permutation[(*(grid[i] for i in copies), grid[axis])]
+    known = isinstance(permutation, np.ndarray)  # else the place is JAX's, also where the part is NumPy's
+    return (part if known else jnp.asarray(part))[tuple(grid)]

@@ -158,7 +158,7 @@ class Translation:
             for i in range(rank)
             for start, stop in [blocks.get(i, (0, variable.leaf.shape[i]))]
         ]
-        tensor = move(namespace(tensor).pad(tensor, margins) if blocks else tensor, variable.constant)
+        tensor = move(namespace(tensor).pad(tensor, margins) if blocks else tensor, variable.even)
         window = tuple(slice(*blocks[i]) if i in blocks else slice(None) for i in range(rank))
         core = tensor[window].reshape(variable.shape)
         return self._narrow(core).reshape(part.shape)

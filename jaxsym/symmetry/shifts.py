@@ -38,6 +38,11 @@ class Variable:
         return tuple(i for i in range(len(self.leaf.shape)) if i not in self.constant)
 
     @property
+    def even(self) -> frozenset[int]:
+        """The axes along which it is constant as a whole; a block of one index is not one of them."""
+        return self.constant - {axis for axis, _, _ in self.block}
+
+    @property
     def shape(self) -> tuple[int, ...]:
         """The shape of the core."""
         sizes = {axis: stop - start for axis, start, stop in self.block}
@@ -318,7 +323,7 @@ class Algebra:
         for before, after in groups(op.before, op.after):
             inside = [i for i in before if place[i] is not None]
             wide = [j for j in after if op.after[j] != 1]
-            if inside and len(inside) == len([i for i in before if op.before[i] != 1]) == len(wide) == 1:
+            if inside and len(wide) == 1 and inside == [i for i in before if op.before[i] != 1]:
                 mapped[wide[0]] = place[inside[0]]
             elif inside:
                 whole = False
@@ -358,18 +363,28 @@ class Algebra:
         if isinstance(op, Cut) and place[op.axis] is None:
             return 1.0, core, place
         if isinstance(op, Cut) and isinstance(core.op, Put) and core.out_map.index(place[op.axis]) == core.op.axis:
-            put = core.op
-            if (op.start, op.stop) == (put.start, put.start + put.before):
-                assert core.child is not None
-                shared = {c: core.child_map[position] for position, c in enumerate(core.out_map) if c is not None}
-                return 1.0, core.child, tuple(None if c is None else shared[c] for c in place)
-            if op.stop <= put.start or op.start >= put.start + put.before:
-                return None
+            return self._cut_block(op, core, place)
         new = op.stop - op.start if isinstance(op, Cut) else op.after
         order = [i for i in range(op.rank) if place[i] is not None or i == op.axis]
         outer = tuple(order.index(i) if i in order else None for i in range(op.rank))
         shape = tuple(new if i == op.axis else core.shape[place[i]] for i in order)  # type: ignore[index]
         return 1.0, self._core(core.variable, shape, core.parametric, op, core, place, outer), outer
+
+    def _cut_block(self, op: Cut, core: Core, place: Map) -> Term | None:
+        """Of a block on an axis, what a cut of that axis leaves: a block again, where it is not all of the cut."""
+        put = core.op
+        start, stop = max(op.start, put.start), min(op.stop, put.start + put.before)
+        if stop <= start:
+            return None
+        assert core.child is not None
+        shared = {c: core.child_map[position] for position, c in enumerate(core.out_map) if c is not None}
+        found, place = core.child, tuple(None if c is None else shared[c] for c in place)
+        if stop - start != put.before:
+            _, found, place = self._block(Cut(op.axis, start - put.start, stop - put.start, op.rank), found, place)  # type: ignore[misc]
+        if stop - start != op.stop - op.start:
+            target = Put(op.axis, start - op.start, op.rank, stop - start, op.stop - op.start)
+            _, found, place = self._block(target, found, place)  # type: ignore[misc]
+        return 1.0, found, place
 
 
 def _canonical(op: Einsum, place: Map) -> tuple[Einsum, Map]:

@@ -109,7 +109,9 @@ class Search:
         for choice in itertools.product(*blocks):
             block = tuple((i, *span) for i, span in enumerate(choice) if span != (0, leaf.shape[i]))
             cut = {axis for axis, _, _ in block}
-            yield from (Variable(leaf, s, None, block) for s in patterns(leaf.shape) if not cut & s)
+            sizes = tuple(stop - start for start, stop in choice)
+            wide = {axis for axis in cut if sizes[axis] != 1}
+            yield from (Variable(leaf, s, None, block) for s in patterns(sizes) if not wide & s)
             for axis, vector in self.readers.get(leaf, ()):
                 if axis not in cut:
                     even = frozenset({axis}) | {i for i, n in enumerate(leaf.shape) if n == 1}

@@ -96,6 +96,21 @@ def test_elements_under_vmap(case):
         close(outputs, jnp.broadcast_to(apply(start, x), outputs.shape))
 
 
+def test_elements_of_the_continuous_part_under_jit(case):
+    apply, sym, start, x, *_ = case
+
+    def there_and_back(coordinates):
+        g = sym.exp(coordinates)
+        moved = sym.act(sym.compose(sym.inverse(g), sym.compose(g, g)), start)
+        return moved, sym.act(sym.compose(g, sym.inverse(g)), start), sym.act(g, start)
+
+    with jax.enable_x64(True):
+        moved, back, once = jax.jit(there_and_back)(jnp.full(sym.dim, 0.1))
+        close(moved, once)
+        close(back, start)
+        close(apply(moved, x), apply(start, x))
+
+
 def test_kinds():
     assert {f.kind for f in js.discover(sine, {k: LAYER[k] for k in "abc"}, X).factors} == {
         "phase",

@@ -16,6 +16,7 @@ from tests.symmetry.networks import IMAGES, KEY, X, normal
 SQUARE, MASK = normal(4, 4), jax.random.bernoulli(KEY, 0.5, (5, 3))
 LAYER = {"a": normal(3, 4), "b": normal(4), "c": normal(4, 2)}
 ROWS = {"e": normal(5, 4), "q": normal(4), "c": normal(4, 2)}
+STACK = {"s": normal(2, 3, 4)}
 MASKED = {"a": normal(3, 3), "b": normal(3), "v": normal(3, 2), "d": normal(2)}
 FLIPS = {("sign", 4, 1): 1, ("permutation", 4, 1): 1}
 RELU = {("scaling", 4, 1): 1, ("permutation", 4, 1): 1}
@@ -65,6 +66,25 @@ TRAPS = {
         {"a": normal(3, 4), "w": normal(4, 4), "c": normal(4, 2)},
         (X,),
         {("general_linear", 4, 1): 1, ("scaling", 1, 1): 1, ("sign", 1, 1): 1},
+    ),
+    "one of a stack": (lambda p, x: x @ p["s"][0], STACK, (X,), {("translation", 4, 3): 1}),
+    "one of a stack, with a free direction": (
+        lambda p, x: jax.nn.softmax(x @ p["s"][0]),
+        STACK,
+        (X,),
+        {("translation", 4, 3): 1, ("translation", 3, 1): 1},
+    ),
+    "one of a cut of a stack": (
+        lambda p, x: x @ p["s"][:, :, 0:2][:, :, 0].T,
+        STACK,
+        (X,),
+        {("translation", 2, 6): 1, ("translation", 3, 2): 1, ("general_linear", 2, 6): 1},
+    ),
+    "two of a stack": (
+        lambda p, x: jax.nn.relu(x @ p["s"][0]) @ p["t"][0] + jax.nn.relu(x @ p["s"][1]) @ p["t"][1],
+        STACK | {"t": normal(2, 4, 2)},
+        (X,),
+        {("scaling", 4, 1): 1, ("permutation", 4, 1): 1},
     ),
     "rows that do not exist are one": (
         lambda p, t: jax.nn.relu(looked_up(p, t, 1.0) + p["q"]) @ p["c"],
