@@ -17,6 +17,8 @@ from jaxsym.symmetry.units import Parts, gathered, labels, numbers, slots, sprea
 
 STEPS = 200
 """At most; a dozen do, unless the factors are far from 1."""
+AWAY = 1e-3
+"""A unit whose logarithm still moves by more when Newton's method ends has no balance."""
 SWEEPS = 1000
 """Of equal ranges, at most."""
 
@@ -50,7 +52,8 @@ def least(
     """Some rescalings, to the least sum of squares over the counted entries, and the gradient that is left.
 
     That sum is convex in the logarithms of the factors (a geometric programme). A unit that could shrink for ever, as its entries all grow with one
-    factor, gets squares that add up to 1 where ``pinned``, and stays as it is otherwise.
+    factor, gets squares that add up to 1 where ``pinned``, and stays as it is otherwise. So do units that can only shrink together, as those of a
+    recurrent layer that nothing reads: Newton's method does not come to an end there.
 
     Notes
     -----
@@ -112,7 +115,7 @@ def balance(sym: Symmetry, params: PyTree, norm: float = 2) -> PyTree:
 
     With ``norm=2`` every rescaling charge is 0: the sum of squares is the least on the orbit (equi-normalisation). With ``norm=inf`` the largest
     entry that grows with a unit's factor equals the largest that shrinks (cross-layer equalisation), so that all ranges are equal. Units whose entries all
-    grow, or all shrink, have no such point and stay.
+    grow, or all shrink, or that can only shrink together for ever, have no such point and stay.
 
     Parameters
     ----------

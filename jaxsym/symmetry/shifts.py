@@ -323,7 +323,7 @@ class Algebra:
         for before, after in groups(op.before, op.after):
             inside = [i for i in before if place[i] is not None]
             wide = [j for j in after if op.after[j] != 1]
-            if inside and len(wide) == 1 and inside == [i for i in before if op.before[i] != 1]:
+            if len(inside) == len(wide) == 1 and inside == [i for i in before if op.before[i] != 1]:
                 mapped[wide[0]] = place[inside[0]]
             elif inside:
                 whole = False
