@@ -17,8 +17,10 @@ from jaxsym.symmetry.units import Parts, gathered, labels, numbers, slots, sprea
 
 STEPS = 200
 """At most; a dozen do, unless the factors are far from 1."""
-AWAY = 1e-3
-"""A unit whose logarithm still moves by more when Newton's method ends has no balance."""
+AWAY = 0.1
+"""A unit whose logarithm moves by more in a step of Newton's method, though its gradient is rounding, has no balance."""
+AWAY = 0.1
+"""A unit whose logarithm moves by more in a step of Newton's method, though its gradient is rounding, has no balance."""
 SWEEPS = 1000
 """Of equal ranges, at most."""
 
@@ -53,61 +55,92 @@ def least(
 
     That sum is convex in the logarithms of the factors (a geometric programme). A unit that could shrink for ever, as its entries all grow with one
     factor, gets squares that add up to 1 where ``pinned``, and stays as it is otherwise. So do units that can only shrink together, as those of a
-    recurrent layer that nothing reads: Newton's method does not come to an end there.
+    recurrent layer that nothing reads: there the gradient vanishes while the steps of Newton's method do not.
 
     Notes
     -----
     Newton with the step of Sun, Tran-Dinh 2019, arXiv:1703.04599, equation 9: the sum is generalised self-concordant of order 2 with the constant 2 in the seminorm
     ``max |log of the factor of an entry|``.
     """
-    squares = {path: jnp.where(counted[path], params[path] ** 2, 0) for _, path, _ in slots(sym, moving)}
-    dtype = jnp.result_type(*squares.values()) if squares else jnp.result_type(float)
-    grow = _each(sym, squares, moving, lambda exponent: max(exponent, 0.0))
-    shrink = _each(sym, squares, moving, lambda exponent: max(-exponent, 0.0))
+    sizes = {path: jnp.where(counted[path], jnp.abs(params[path]), 0) for path in {p for _, p, _ in slots(sym, moving)}}
+    dtype = jnp.promote_types(jnp.result_type(*sizes.values()) if sizes else float, jnp.float32)
+    sizes = {path: size.astype(dtype) for path, size in sizes.items()}
+    there = {path: (size > 0).astype(dtype) for path, size in sizes.items()}
+    grow = _each(sym, there, moving, lambda exponent: max(exponent, 0.0))
+    shrink = _each(sym, there, moving, lambda exponent: max(-exponent, 0.0))
     one_sided = {i: (shrink[i] == 0) * 1.0 - (grow[i] == 0) * 1.0 for i in moving}
-    held = {i: (one_sided[i] == 0) | pinned for i in moving}
+    free = {i: (one_sided[i] == 0) | pinned for i in moving}
     target = {i: jnp.where(grow[i] + shrink[i] > 0, one_sided[i], 0).astype(dtype) for i in moving}
 
     def logs(point: Parts) -> dict[str, Array]:
         """The logarithm of each entry's factor."""
-        total = dict.fromkeys(squares, jnp.zeros((), dtype))
+        total = dict.fromkeys(sizes, jnp.zeros((), dtype))
         for i, path, slot in slots(sym, moving):
             total[path] = total[path] + slot.exponent * spread(point[i], slot, sym.shapes[path], 0)
         return total
 
-    def scaled(point: Parts) -> dict[str, Array]:
-        return {path: squares[path] * jnp.exp(2 * log) for path, log in logs(point).items()}
+    def scaled(point: Parts) -> tuple[dict[str, Array], Array]:
+        """Each entry's square, in units of the largest, and the logarithm of that unit: nothing overflows."""
+        moved = logs(point)
+        each = [(jnp.log(sizes[path]) + moved[path]).max(initial=-jnp.inf) for path in sizes]
+        most = jax.lax.stop_gradient(functools.reduce(jnp.maximum, each))
+        most = jnp.where(jnp.isfinite(most), most, 0)
+        return {path: (sizes[path] * jnp.exp(moved[path] - most)) ** 2 for path in sizes}, 2 * most
 
     def gradient(point: Parts) -> Parts:
-        found = _each(sym, scaled(point), moving, lambda exponent: exponent)
-        return {i: jnp.where(held[i], found[i] - target[i], 0) for i in moving}
+        squares, unit = scaled(point)
+        found = _each(sym, squares, moving, lambda exponent: exponent)
+        return {i: found[i] - target[i] * jnp.exp(-unit) for i in moving}
 
-    def newton(point: Parts) -> tuple[Parts, Array]:
-        slope, product = jax.linearize(gradient, point)
-        diagonal = _each(sym, scaled(point), moving, lambda exponent: 2 * exponent**2)
+    def relative(slope: Parts, squares: Mapping[str, Array]) -> Parts:
+        mass = _each(sym, squares, moving, abs)
+        return {i: jnp.where(mass[i] > 0, slope[i] / jnp.where(mass[i] > 0, mass[i], 1), 0) for i in moving}
+
+    def newton(point: Parts, held: Parts) -> tuple[Parts, Array, Array]:
+        """A step, how far it moves the logarithm of an entry at most, and the gradient as a part of what it consists of."""
+        alone = lambda v: {i: jnp.where(held[i], 0, v[i]) for i in moving}  # noqa: E731
+        slope, product = jax.linearize(lambda at: alone(gradient(at)), point)
+        squares, _ = scaled(point)
+        diagonal = _each(sym, squares, moving, lambda exponent: 2 * exponent**2)
         precondition = lambda v: {i: v[i] / jnp.where(diagonal[i] > 0, diagonal[i], 1) for i in moving}  # noqa: E731
-        hessian = lambda v: product({i: jnp.where(held[i], v[i], 0) for i in moving})  # noqa: E731
+        hessian = lambda v: product(alone(v))  # noqa: E731
         step, _ = jax.scipy.sparse.linalg.cg(hessian, jax.tree.map(jnp.negative, slope), tol=1e-10, M=precondition)
         moves = logs(step)
-        size = [jnp.where(squares[path] > 0, jnp.abs(moves[path]), 0).max(initial=0) for path in squares]
-        return step, functools.reduce(jnp.maximum, size)
+        size = [jnp.where(sizes[path] > 0, jnp.abs(moves[path]), 0).max(initial=0) for path in sizes]
+        left = [jnp.abs(one).max(initial=0) for one in relative(slope, squares).values()]
+        return step, functools.reduce(jnp.maximum, size), functools.reduce(jnp.maximum, left)
 
-    def body(state: tuple[Parts, Array, Array]) -> tuple[Parts, Array, Array]:
-        point, _, count = state
-        step, size = newton(point)
-        length = jnp.where(size > 0, jnp.log1p(2 * size) / jnp.where(size > 0, 2 * size, 1), 1)
-        return {i: point[i] + length * step[i] for i in moving}, size, count + 1
+    def descend(start: Parts, held: Parts) -> tuple[Parts, Parts]:
+        """Newton's method, and which units run away: what drives them has vanished, and their steps have not."""
 
-    def going(state: tuple[Parts, Array, Array]) -> Array:
-        _, size, count = state
-        return (size > 8 * jnp.finfo(dtype).eps) & (count < STEPS)
+        def body(state: tuple[Parts, Parts, Array, Array, Array]) -> tuple[Parts, Parts, Array, Array, Array]:
+            point, _, _, _, count = state
+            step, size, left = newton(point, held)
+            length = jnp.where(size > 0, jnp.log1p(2 * size) / jnp.where(size > 0, 2 * size, 1), 1)
+            return {i: point[i] + length * step[i] for i in moving}, step, size, left, count + 1
 
-    start = {i: jnp.zeros(sym.factors[i].shape, dtype) for i in moving}
+        def going(state: tuple[Parts, Parts, Array, Array, Array]) -> Array:
+            _, _, size, left, count = state
+            lost = (size > AWAY) & (left < 32 * jnp.finfo(dtype).eps)
+            return (size > 8 * jnp.finfo(dtype).eps) & ~lost & (count < STEPS)
+
+        large = jnp.array(jnp.inf, dtype)
+        point, step, _, left, _ = jax.lax.while_loop(going, body, (start, start, large, large, jnp.array(0)))
+        return point, {i: (jnp.abs(step[i]) > AWAY) & (left < 32 * jnp.finfo(dtype).eps) for i in moving}
+
+    still = {i: jnp.zeros(sym.factors[i].shape, dtype) for i in moving}
     if not moving:
-        return start, start
-    point, _, _ = jax.lax.while_loop(going, body, (start, jnp.array(jnp.inf, dtype), jnp.array(0)))
-    mass = _each(sym, scaled(point), moving, abs)
-    return point, {i: gradient(point)[i] / jnp.where(mass[i] > 0, mass[i], 1) for i in moving}
+        return still, still
+
+    def again(state: tuple[Parts, Parts], _: None) -> tuple[tuple[Parts, Parts], None]:
+        point, held = state
+        point, away = descend(point, held)
+        lost = functools.reduce(jnp.logical_or, [one.any() for one in away.values()])
+        return ({i: jnp.where(lost, 0, point[i]) for i in moving}, {i: held[i] | away[i] for i in moving}), None
+
+    (point, _), _ = jax.lax.scan(again, (still, {i: ~free[i] for i in moving}), length=2)
+    slope = relative(gradient(point), scaled(point)[0])
+    return point, {i: jnp.where(free[i], slope[i], 0) for i in moving}
 
 
 def balance(sym: Symmetry, params: PyTree, norm: float = 2) -> PyTree:

@@ -234,6 +234,39 @@ def test_balance_has_the_least_norm():
             assert norm(sym.act(sym.exp(step), even)) > norm(even)
 
 
+@pytest.mark.parametrize(("dtype", "factor"), [("float16", 4.0), ("float32", 2e9), ("float32", 1e-24)])
+def test_balance_at_the_ends_of_a_precision(dtype, factor):
+    net, x = js.models.MLP((4, 2), "relu", use_bias=False), jax.random.normal(jax.random.key(4), (7, 3))
+    params = net.init(jax.random.key(0), x)
+    sym = js.discover(net.apply, params, x)
+    kernels = [params["params"][f"Dense_{i}"]["kernel"].astype(dtype) for i in range(2)]
+    layers = [kernels[0] * factor, kernels[1] / (1 if dtype == "float16" else factor)]
+    far = {"params": {f"Dense_{i}": {"kernel": layer} for i, layer in enumerate(layers)}}
+    even = js.symmetry.balance(sym, far)
+    (into, out) = (even["params"][f"Dense_{i}"]["kernel"].astype("float32") for i in range(2))
+    close = (8 + 4 * abs(math.log(factor))) * float(jnp.finfo(dtype).eps)  # a factor is the exponential of a coordinate
+    np.testing.assert_allclose((into**2).sum(0), (out**2).sum(1), rtol=close)
+    np.testing.assert_allclose(net.apply(wide(even), x), net.apply(wide(far), x), rtol=close, atol=close)
+
+
+def recurrent(p, x):
+    h = jnp.zeros((len(x), 3))
+    for i in range(x.shape[1]):
+        h = jax.nn.relu(x[:, i] @ p["a"] + h @ p["w"])
+    return h @ p["c"]
+
+
+@pytest.mark.parametrize("silent", ["a", "c"])
+def test_units_that_can_only_shrink_together_stay(silent):
+    with jax.enable_x64(True):
+        params = weights(a=(2, 3), w=(3, 3), c=(3, 2))
+        sym = js.discover(recurrent, params, jnp.ones((4, 3, 2)))
+        once = params | {silent: 0 * params[silent]}
+        chex.assert_trees_all_equal(js.symmetry.balance(sym, once), once)
+        assert bool(js.canonicalize(sym, once).ties[0].all())
+        assert float(jnp.abs(js.dynamics.charges(sym)(js.symmetry.balance(sym, params))).max()) < 1e-13
+
+
 def chain(p, x):
     for k in range(len(p)):
         x = x @ p[f"w{k}"]
