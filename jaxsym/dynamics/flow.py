@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
+from jaxsym.symmetry.checks import expect_real
+
 Loss = Callable[[PyTree], Float[Array, ""]]
 
 
@@ -48,6 +50,8 @@ def gradient_flow(
 
     Raises
     ------
+    TypeError
+        If a parameter is an integer or complex.
     ValueError
         If ``steps`` is not positive.
 
@@ -61,6 +65,7 @@ def gradient_flow(
     >>> round(float(end), 5)  # 1 / e
     0.36788
     """
+    expect_real(params, "gradient_flow")
     slope = jax.grad(loss)
 
     def field(params: PyTree) -> PyTree:
@@ -95,6 +100,8 @@ def heavy_ball_flow(
 
     Raises
     ------
+    TypeError
+        If a parameter is an integer or complex.
     ValueError
         If ``steps`` is not positive.
 
@@ -104,6 +111,8 @@ def heavy_ball_flow(
     >>> round(float(moved.params), 4)
     -1.0
     """
+    expect_real(params, "heavy_ball_flow")
+    velocity = jax.tree.map(lambda p, v: jnp.asarray(v, jnp.result_type(p)), params, velocity)
     slope = jax.grad(loss)
 
     def field(state: tuple[PyTree, PyTree]) -> tuple[PyTree, PyTree]:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, PyTree
 
+from jaxsym.symmetry.checks import expect_real
 from jaxsym.symmetry.paths import expect_paths, powered
 
 
@@ -15,7 +16,7 @@ def path_sgd(apply: Callable[..., PyTree], lr: Any, *inputs: PyTree) -> optax.Gr
     """``w <- w - lr g / kappa``: steepest descent in the geometry of the path norm, which commutes with every rescaling of a ReLU network.
 
     ``kappa = d[1' f_{w^2}(1)] / d(w^2)``, half the second derivative of the squared path norm by a weight: by automatic differentiation of the network itself,
-    whatever its architecture.
+    not by layers. In the precision of the parameters: where the product of all squares on a path underflows, its weights stay.
 
     Parameters
     ----------
@@ -33,6 +34,8 @@ def path_sgd(apply: Callable[..., PyTree], lr: Any, *inputs: PyTree) -> optax.Gr
 
     Raises
     ------
+    TypeError
+        At ``init`` if a parameter is an integer or complex.
     ValueError
         At ``init`` if something in the network has no path norm: it is named; in ``update`` without parameters.
 
@@ -51,6 +54,7 @@ def path_sgd(apply: Callable[..., PyTree], lr: Any, *inputs: PyTree) -> optax.Gr
     rate = lr if callable(lr) else (lambda _: lr)
 
     def init(params: PyTree) -> Array:
+        expect_real(params, "path_sgd")
         expect_paths(apply, params, *inputs, who="path_sgd")
         return jnp.zeros([], int)
 

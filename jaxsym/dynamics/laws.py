@@ -18,6 +18,7 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from jaxsym import tree
 from jaxsym.symmetry.certify import kernel
+from jaxsym.symmetry.verify import narrowed, wide
 
 LARGEST = 3000
 """Monomials, at most: the equations are decomposed densely."""
@@ -25,6 +26,7 @@ FRESH = 16  # gradients that laws are held against
 BLOCK = 64  # gradients that are computed at once
 SIMPLE = 24  # denominators of coefficients that are shown as fractions, at most
 READ = 1e-6  # a coefficient this close to a simple fraction is shown as one
+NOTHING = 1e-8  # and one below this is not shown
 
 
 class Laws(NamedTuple):
@@ -88,7 +90,8 @@ def find_laws(
     TypeError
         If a parameter is not a real number.
     ValueError
-        If the loss is not a scalar, a gradient is not finite, there are too many monomials, or the number of laws is not clear.
+        If the loss is not a scalar, or computes in less than float64 somewhere, a gradient is not finite, there are too many monomials, or the number
+        of laws is not clear.
 
     Notes
     -----
@@ -116,7 +119,7 @@ def find_laws(
         rows = _slopes(table, points, gradients)
         _, gap, found = kernel(rows[:num], "find_laws")
         order = np.lexsort((-np.arange(len(table)), exponents.sum(1)))[::-1]  # higher degrees are eliminated first
-        laws = _reduced(found[:, order])[:, np.argsort(order)]
+        laws = reduced(found[:, order])[:, np.argsort(order)]
         linear = len(kernel(rows[:num, exponents.sum(1) == 1], "find_laws")[2])
         residual, independent = _checked(table, laws, points[num:], gradients[num:], rows[num:])
     readable = tuple(_text(law, exponents, names) for law in laws)
@@ -128,10 +131,20 @@ def _check(loss: Callable[..., Any], shapes: tuple[PyTree, PyTree]) -> None:
         msg = f"find_laws: sample returns {type(shapes).__name__}, expected (params, data)."
         raise TypeError(msg)
     params, data = shapes
+    if not jax.tree.leaves(params):
+        msg = "find_laws: sample returns no parameters, expected at least one."
+        raise ValueError(msg)
     for path, leaf in tree.leaves(params).items():
         if not jnp.issubdtype(leaf.dtype, jnp.floating):
             msg = f"find_laws: {path} is of type {leaf.dtype}, expected real numbers; give it to the loss as data."
             raise TypeError(msg)
+    coarse = sorted(set(narrowed(jax.make_jaxpr(loss)(*jax.eval_shape(wide, shapes)))))
+    if coarse:
+        msg = (
+            f"find_laws: the loss computes in {', '.join(coarse)} somewhere, where a law is lost in rounding: let it compute in the precision of its"
+            " parameters (dtype=None in Flax modules, no astype)."
+        )
+        raise ValueError(msg)
     value = jax.eval_shape(loss, params, data)
     if getattr(value, "shape", None) != () or not jnp.issubdtype(value.dtype, jnp.floating):
         msg = f"find_laws: loss returns {value}, expected a real scalar."
@@ -168,7 +181,7 @@ def _gradients(
     @jax.jit
     @jax.vmap
     def drawn(key: Array) -> tuple[Array, Array]:
-        params, data = sample(key)
+        params, data = wide(sample(key))
         return ravel_pytree(params)[0], ravel_pytree(jax.grad(loss)(params, data))[0]
 
     keys = jax.random.split(key, (-(-num // BLOCK), BLOCK))
@@ -210,7 +223,7 @@ def _checked(
     return residual, independent
 
 
-def _reduced(basis: Float[np.ndarray, "rows columns"]) -> Float[np.ndarray, "rows columns"]:
+def reduced(basis: Float[np.ndarray, "rows columns"]) -> Float[np.ndarray, "rows columns"]:
     """The same space in reduced echelon form, so that each row has a leading 1 that no other has."""
     found, row = basis.copy(), 0
     for column in range(found.shape[1]):
@@ -230,11 +243,11 @@ def _reduced(basis: Float[np.ndarray, "rows columns"]) -> Float[np.ndarray, "row
 def _text(law: np.ndarray, exponents: np.ndarray, names: list[str]) -> str:
     """A polynomial as people write it."""
     terms = []
-    for i in np.flatnonzero(np.abs(law) > READ):
+    for i in np.flatnonzero(np.abs(law) > NOTHING):
         powers = [
             f"{names[j]}^{exponents[i, j]}" if exponents[i, j] > 1 else names[j] for j in np.flatnonzero(exponents[i])
         ]
         simple = Fraction(float(law[i])).limit_denominator(SIMPLE)
-        size = abs(simple) if abs(float(simple) - law[i]) < READ else f"{abs(law[i]):.6g}"
+        size = abs(simple) if simple and abs(float(simple) - law[i]) < READ else f"{abs(law[i]):.6g}"
         terms.append(("-" if law[i] < 0 else "+", " ".join(([] if size == 1 else [str(size)]) + powers)))
     return " ".join(f"{sign} {term}" for sign, term in terms).removeprefix("+ ")

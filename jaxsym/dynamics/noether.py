@@ -15,9 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
-from jaxsym.symmetry.checks import expect_group
+from jaxsym.dynamics.laws import reduced
+from jaxsym.symmetry.checks import expect_group, expect_real
 from jaxsym.symmetry.factors import CATALOGUE, Factor
 from jaxsym.symmetry.group import Symmetry
+from jaxsym.symmetry.host import normal, svd
 from jaxsym.symmetry.units import Leaves, gathered, slots
 
 
@@ -89,8 +91,8 @@ def charges(sym: Symmetry, *, frozen: Iterable[str] = ()) -> Charges:
     """The quantities that gradient flow conserves by symmetry: one for each generator, or sum of generators, that is a gradient.
 
     ``grad Q = xi``, so that the charge of a rescaled unit is half of ``|in|^2 - |out|^2``. Rescalings and monomials have one for each unit, changes of basis the
-    symmetric part of theirs (``n (n + 1) / 2``), translations by constants the sum that they shift. Rotations, and translations whose coefficients are
-    parameters, have none.
+    symmetric part of theirs (``n (n + 1) / 2``), translations by constants the sum that they shift. Rotations have none, and translations whose
+    coefficients are parameters only in sums in which these cancel, as of two biases that are added (looked for up to 10^7 numbers in all generators).
 
     Parameters
     ----------
@@ -107,9 +109,9 @@ def charges(sym: Symmetry, *, frozen: Iterable[str] = ()) -> Charges:
     Raises
     ------
     TypeError
-        If ``sym`` is no group.
+        If ``sym`` is no group, or ``frozen`` a string.
     ValueError
-        If it contains a user's own action, of which only the motion is known.
+        If the group contains a user's own action, of which only the motion is known, or there is no leaf of a name in ``frozen``.
 
     Notes
     -----
@@ -128,12 +130,11 @@ def charges(sym: Symmetry, *, frozen: Iterable[str] = ()) -> Charges:
     (2,)
     """
     expect_group(sym, "charges")
-    held = tuple(frozen)
+    held = _paths(sym, frozen)
     parts: list[_Part] = []
     missing: list[Missing] = []
     rows: list[np.ndarray] = []
-    start = 0
-    for number, factor in enumerate(sym.factors):
+    for number, (factor, start) in enumerate(zip(sym.factors, _starts(sym), strict=True)):
         kind = CATALOGUE[factor.kind]
         each, copies = kind.dim(factor.size), factor.copies
         if not each:
@@ -148,7 +149,15 @@ def charges(sym: Symmetry, *, frozen: Iterable[str] = ()) -> Charges:
             own = np.zeros((len(found.names), sym.dim))
             own[:, start : start + each * copies] = found.coordinates
             rows.append(own)
-        start += each * copies
+    crooked = [i for i, factor in enumerate(sym.factors) if _is_crooked(factor) and not _held(factor, held)]
+    together = _together(sym, crooked)
+    if together is not None:
+        parts.append(together)
+        rows.append(together.coordinates)
+        names = [_named(sym.factors[i]) for i in crooked]
+        left = sum(one.dim for one in missing if one.name in names) - len(together.names)
+        missing = [one for one in missing if one.name not in names]
+        missing += [Missing(", ".join(names), left, CROOKED)] if left else []
     return Charges(
         sym,
         tuple(name for part in parts for name in part.names),
@@ -160,17 +169,114 @@ def charges(sym: Symmetry, *, frozen: Iterable[str] = ()) -> Charges:
 
 
 ROTATION = "a rotation is no gradient: its Jacobian is antisymmetric"
+ACTION = (
+    "{}: the group contains a user's own action, of which only the motion is known; use a group that discover found."
+)
+CROOKED = "how far it shifts depends on parameters, and its Jacobian is not symmetric"
+LARGEST = 10**7
+"""Numbers in all generators together, up to which sums of translations are looked through for constant ones."""
+
+
+def _starts(sym: Symmetry) -> list[int]:
+    """The first coordinate of each factor."""
+    sizes = [CATALOGUE[factor.kind].dim(factor.size) * factor.copies for factor in sym.factors]
+    return [int(start) for start in np.cumsum([0, *sizes])[:-1]]
+
+
+def _paths(sym: Symmetry, frozen: Iterable[str]) -> tuple[str, ...]:
+    """What is frozen; refuses what is no leaf."""
+    if isinstance(frozen, str):
+        msg = f"charges: frozen: got the string {frozen!r}, expected several paths: ({frozen!r},)."
+        raise TypeError(msg)
+    paths = tuple(frozen)
+    for path in paths:
+        if not isinstance(path, str) or not any(_begins(leaf, path) for leaf in sym.shapes):
+            msg = f"charges: frozen: there is no leaf at {path!r}, expected a path or the beginning of one: {', '.join(sym.shapes)}."
+            raise ValueError(msg)
+    return paths
+
+
+def _begins(leaf: str, path: str) -> bool:
+    return leaf == path or leaf.startswith(f"{path}/")
+
+
+def _held(factor: Factor, frozen: tuple[str, ...]) -> list[str]:
+    """The leaves that a factor moves though they are frozen."""
+    paths = dict.fromkeys("/".join(slot.path) for slot in factor.slots)
+    return [path for path in paths if any(_begins(path, one) for one in frozen)]
+
+
+def _is_crooked(factor: Factor) -> bool:
+    """Whether it is a translation whose coefficients are parameters."""
+    return factor.kind == "translation" and bool(factor.whole.leaves or factor.whole.frame)
+
+
+def _together(sym: Symmetry, numbers: list[int]) -> _Part | None:
+    """Charges of sums of translations whose coefficients, which are parameters, cancel: all sums that are constant, at random points."""
+    dims = [sym.factors[i].copies * sym.factors[i].size for i in numbers]
+    total = sum(math.prod(shape) for shape in sym.shapes.values())
+    if not numbers or sym.dim * total > LARGEST:
+        return None
+    starts = _starts(sym)
+    own = np.concatenate([np.arange(starts[i], starts[i] + dim) for i, dim in zip(numbers, dims, strict=True)])
+    names, tangents = list(sym.shapes), jax.jit(lambda point: sym.tangents(point))
+
+    def generators(number: int) -> Float[np.ndarray, "own P"]:
+        noise = {path: np.abs(normal(f"together {number} {path}", math.prod(sym.shapes[path]))) + 0.1 for path in names}
+        with jax.ensure_compile_time_eval(), jax.enable_x64(True):
+            found = tangents({path: noise[path].reshape(sym.shapes[path]) for path in names})
+        return np.concatenate([np.asarray(found[path])[own].reshape(len(own), -1) for path in names], axis=1)
+
+    first, changes, rank = generators(0), np.zeros((len(own), 0)), -1
+    for number in range(1, len(own) + 2):  # until one more point tells nothing new
+        changes = np.concatenate([changes, generators(number) - first], axis=1)
+        triangle = np.asarray(np.linalg.qr(changes.T, mode="r"))
+        changes = triangle.T
+        left, sizes, _ = svd(changes, full=True)
+        before, rank = rank, int((sizes > 1e-9 * np.abs(first).max()).sum())
+        if rank in (before, len(own)):
+            break
+    still = left.T[rank:]
+    if not len(still):
+        return None
+    weights = reduced(still)
+    vectors = weights @ first
+    ends = np.cumsum([math.prod(sym.shapes[path]) for path in names])[:-1]
+    each = {
+        path: part.reshape(len(weights), *sym.shapes[path])
+        for path, part in zip(names, np.split(np.where(np.abs(vectors) < 1e-9, 0, vectors), ends, axis=1), strict=True)
+    }
+    moved = {path: part for path, part in each.items() if part.any()}
+    units = [
+        f"{_named(factor)} {_unit(unit)}"
+        for factor in (sym.factors[i] for i in numbers)
+        for unit in np.ndindex(factor.shape)
+    ]
+
+    def value(leaves: Leaves) -> Array:
+        return sum(
+            jnp.tensordot(jnp.asarray(v, leaves[path].dtype), leaves[path], leaves[path].ndim)
+            for path, v in moved.items()
+        )  # type: ignore[return-value]
+
+    coordinates = np.zeros((len(weights), sym.dim))
+    coordinates[:, own] = weights
+    return _Part(tuple(_sum(row, units) for row in weights), coordinates, 1, value)
+
+
+def _sum(weights: np.ndarray, units: list[str]) -> str:
+    """A sum of generators by its first terms."""
+    terms = [(f"{'-' if weights[i] < 0 else '+'} ", weights[i], units[i]) for i in np.flatnonzero(weights)]
+    said = [f"{sign}{'' if abs(abs(w) - 1) < 1e-9 else f'{abs(w):.4g} '}{unit}" for sign, w, unit in terms]
+    return " ".join([*said[:3], *(["..."] if len(said) > 3 else [])]).removeprefix("+ ")
 
 
 def _part(sym: Symmetry, number: int, frozen: tuple[str, ...]) -> _Part | str:
     """The charges of one continuous factor, or why it has none."""
     factor = sym.factors[number]
     if factor.kind == "action":
-        msg = "charges: the group contains a user's own action, of which only the motion is known; use a group that discover found."
-        raise ValueError(msg)
-    paths = dict.fromkeys("/".join(slot.path) for slot in factor.slots)
-    held = [path for path in paths if any(path == one or path.startswith(f"{one}/") for one in frozen)]
-    if held:
+        raise ValueError(ACTION.format("charges"))
+    if held := _held(factor, frozen):
         return f"it moves {', '.join(held)}, which follows no gradient"
     return SOURCES[factor.kind](sym, number)
 
@@ -213,8 +319,8 @@ def _general_linear(sym: Symmetry, number: int) -> _Part:
 def _translation(sym: Symmetry, number: int) -> _Part | str:
     """What the translation shifts, weighted by how far."""
     factor = sym.factors[number]
-    if factor.whole.leaves or factor.whole.frame:
-        return "how far it shifts depends on parameters, and its Jacobian is not symmetric"
+    if _is_crooked(factor):
+        return CROOKED
     size = math.prod(factor.shape)
 
     def value(leaves: Leaves) -> Array:
@@ -268,8 +374,13 @@ class Momenta:
 
     def __call__(self, params: PyTree, velocity: PyTree) -> Float[Array, " num"]:
         """``<velocity, xi>`` for each generator ``xi`` at some parameters."""
+        expect_real(params, "momenta")
+        if not len(self):
+            return jnp.zeros(0, jnp.result_type(float, *jax.tree.leaves(params)))
         tangents = self.sym.tangents(params)
-        along = jax.tree.map(lambda xi, v: xi.reshape(len(xi), -1) @ jnp.ravel(v), tangents, velocity)
+        along = jax.tree.map(
+            lambda xi, v: xi.reshape(len(xi), v.size) @ jnp.ravel(v), tangents, jax.tree.map(jnp.asarray, velocity)
+        )
         total = sum(jax.tree.leaves(along))
         return jnp.asarray(self.coordinates, jnp.result_type(total)) @ total
 
@@ -294,6 +405,8 @@ def momenta(sym: Symmetry) -> Momenta:
     ------
     TypeError
         If ``sym`` is no group.
+    ValueError
+        If it contains a user's own action, of which only the motion is known.
 
     Notes
     -----
@@ -310,8 +423,9 @@ def momenta(sym: Symmetry) -> Momenta:
     expect_group(sym, "momenta")
     names: list[str] = []
     rows: list[np.ndarray] = []
-    start = 0
-    for factor in sym.factors:
+    for factor, start in zip(sym.factors, _starts(sym), strict=True):
+        if factor.kind == "action":
+            raise ValueError(ACTION.format("momenta"))
         size, copies = factor.size, math.prod(factor.shape[:-1])
         each = CATALOGUE[factor.kind].dim(size)
         found = _turning(factor)
@@ -322,7 +436,10 @@ def momenta(sym: Symmetry) -> Momenta:
             pairs = [f"({i}, {j})" for i, j in zip(*np.triu_indices(size, 1), strict=True)]
             ends = [f"unit {i}" for i in range(size)] if factor.kind == "translation" else pairs
             names += [f"{_named(factor)}{_copy(c)} {end}" for c in np.ndindex(factor.shape[:-1]) for end in ends]
-        start += copies * each
+    together = _together(sym, [i for i, factor in enumerate(sym.factors) if _is_crooked(factor)])
+    if together is not None:
+        names += together.names
+        rows.append(together.coordinates)
     return Momenta(sym, tuple(names), np.concatenate([np.zeros((0, sym.dim)), *rows]))
 
 

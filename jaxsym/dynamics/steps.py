@@ -1,6 +1,7 @@
 """What becomes of charges in discrete time: exact laws of a step, and the equations that steps of a finite size follow."""
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +32,7 @@ def step_law(sym: Symmetry, *, frozen: Iterable[str] = ()) -> Callable[..., Floa
     Raises
     ------
     TypeError, ValueError
-        As :func:`~jaxsym.dynamics.charges`.
+        As :func:`~jaxsym.dynamics.charges`; the law itself, if a rate is no single number.
 
     Notes
     -----
@@ -49,6 +50,7 @@ def step_law(sym: Symmetry, *, frozen: Iterable[str] = ()) -> Callable[..., Floa
     kept = charges(sym, frozen=frozen)
 
     def law(params: PyTree, grads: PyTree, lr: Rate, weight_decay: Rate = 0.0) -> Float[Array, " num"]:
+        _expect_rates("step_law", lr=lr, weight_decay=weight_decay)
         shrink = 1 - lr * weight_decay
         now = kept(params)
         return jnp.where(kept.degrees == 2, shrink**2 * now + lr**2 * kept(grads), shrink * now)
@@ -75,13 +77,14 @@ def momentum_law(sym: Symmetry, *, frozen: Iterable[str] = ()) -> Callable[..., 
     Raises
     ------
     TypeError, ValueError
-        As :func:`~jaxsym.dynamics.charges`.
+        As :func:`~jaxsym.dynamics.charges`; the law itself, if a rate is no single number.
     """
     kept = charges(sym, frozen=frozen)
 
     def law(
         params: PyTree, velocity: PyTree, grads: PyTree, lr: Rate, momentum: Rate, weight_decay: Rate = 0.0
     ) -> Float[Array, " num"]:
+        _expect_rates("momentum_law", lr=lr, momentum=momentum, weight_decay=weight_decay)
         now, along = jax.jvp(kept, (params,), (velocity,))
         moved = jax.tree.map(lambda p, v, g: momentum * v + g + weight_decay * p, params, velocity, grads)
         slope = momentum * along + kept.degrees * weight_decay * now
@@ -110,6 +113,7 @@ def decayed(kept: Charges, initial: Float[Array, " num"], time: Rate, weight_dec
     >>> decayed(kept, jnp.ones(1), 0.5, 1.0)  # 1 / e
     Array([0.36787945], dtype=float32)
     """
+    _expect_rates("decayed", time=time, weight_decay=weight_decay)
     return jnp.exp(-kept.degrees * weight_decay * time) * initial
 
 
@@ -141,6 +145,7 @@ def oscillated(
     -----
     *Source*: Kunin, Sagastuy-Brena, Ganguli, Yamins, Tanaka 2021 (arXiv:2012.04728), section 5.
     """
+    _expect_rates("oscillated", lr=lr, momentum=momentum, weight_decay=weight_decay)
     mass, friction = lr * (1 + momentum) / 2, 1 - momentum
 
     def one(degree: Array, first: Array, driven: Array) -> Array:
@@ -157,3 +162,13 @@ def oscillated(
         return jnp.append(first, jax.lax.scan(step, start, driven)[1])
 
     return jax.vmap(one, in_axes=(0, 0, 1), out_axes=1)(jnp.asarray(kept.degrees), initial, drive)
+
+
+def _expect_rates(who: str, **rates: Any) -> None:
+    """Refuse what is no number: a law is one step's, and of all parameters alike."""
+    for name, rate in rates.items():
+        dtype = getattr(rate, "dtype", None) or (type(rate) if isinstance(rate, bool | int | float) else None)
+        if dtype is None or jnp.shape(rate) != () or not jnp.issubdtype(dtype, jnp.number):
+            got = type(rate).__name__ if dtype is None else f"{jnp.result_type(rate)}{list(jnp.shape(rate))}"
+            msg = f"{who}: {name} is {got}, expected one number, that of this step and of all parameters (jax.vmap for several)."
+            raise TypeError(msg)

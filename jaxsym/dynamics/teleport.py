@@ -3,6 +3,7 @@
 A teleport is a group element. What an optimizer remembers moves along with it: a sum of gradients is a covector, so that it moves by the inverse transpose.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -13,11 +14,13 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from jaxsym.catalogue import find
-from jaxsym.symmetry.checks import expect_group
+from jaxsym.symmetry.checks import expect_group, expect_real
 from jaxsym.symmetry.group import Element, Symmetry
+from jaxsym.symmetry.host import normal
 from jaxsym.symmetry.scales import balancing_element
 
 Loss = Callable[[PyTree], Float[Array, ""]]
+ALIKE = 1e-2  # relative difference up to which two states are one
 SIGNS = 16  # vectors of signs, by which squares are carried
 
 
@@ -111,9 +114,9 @@ def teleport(
     Raises
     ------
     TypeError
-        If ``sym`` is no group.
+        If ``sym`` is no group, or a parameter is an integer or complex.
     ValueError
-        If the objective has no such name, or a number is out of range.
+        If the objective has no such name or is no real number, a number is out of range, or the parameters are not those of the group.
 
     Notes
     -----
@@ -130,14 +133,20 @@ def teleport(
     (True, True, True)
     """
     expect_group(sym, "teleport")
-    if not radius > 0:
-        msg = f"teleport: radius: got {radius!r}, expected more than 0."
+    expect_real(params, "teleport")
+    sym.leaves(params)
+    if not isinstance(radius, jax.core.Tracer) and not 0 < radius < math.inf:
+        msg = f"teleport: radius: got {radius!r}, expected more than 0 and finite."
         raise ValueError(msg)
     for name, number in (("steps", steps), ("starts", starts)):
-        if number < 1:
-            msg = f"teleport: {name}: got {number!r}, expected at least 1."
+        if isinstance(number, bool) or not isinstance(number, int) or number < 1:
+            msg = f"teleport: {name}: got {number!r}, expected an int of at least 1."
             raise ValueError(msg)
     measure = objective if callable(objective) else find(OBJECTIVES, objective, "objective")(loss)
+    value = jax.eval_shape(measure, params)
+    if getattr(value, "shape", None) != () or not jnp.issubdtype(value.dtype, jnp.floating):
+        msg = f"teleport: the objective returns {value}, expected one real number."
+        raise ValueError(msg)
     dtype = jnp.result_type(float, *jax.tree.leaves(params))
     still = jnp.zeros(sym.dim, dtype)
 
@@ -209,6 +218,7 @@ def teleporting(
     optimizer
         Any of optax whose state is made of counters, sums of gradients (``trace``, ``mu``) and of their squares (``nu``). Sums of gradients move by the
         inverse transpose of the element; sums of squares by its elementwise square, exactly for rescalings, and estimated from 16 vectors of signs for changes of basis.
+        Whether that is what its state is made of is tried at ``init``, on random gradients and a random rescaling.
     sym, options
         As for :func:`teleport`.
     loss
@@ -229,7 +239,8 @@ def teleporting(
     TypeError
         If ``sym`` is no group.
     ValueError
-        If ``every`` is not positive; at ``init`` if the optimizer remembers something of unknown kind.
+        If ``every`` is not positive; at ``init`` if the optimizer remembers something of unknown kind, or that does not move as gradients do: steps (momentum
+        after a preconditioner), maxima, parameters (weight decay before momentum).
 
     Examples
     --------
@@ -295,11 +306,17 @@ def _moving(
     if isinstance(every, bool) or not isinstance(every, int) or every < 1:
         msg = f"{who}: every: got {every!r}, expected an int of at least 1."
         raise ValueError(msg)
+    if not isinstance(optimizer, optax.GradientTransformation):
+        msg = f"{who}: optimizer is of type {type(optimizer).__name__}, expected one of optax: optax.adam(1e-3)."
+        raise TypeError(msg)
     inner = optax.with_extra_args_support(optimizer)
 
     def init(params: PyTree) -> Moving:
+        expect_real(params, who)
+        sym.leaves(params)
         state = inner.init(params)
         _remembered(lambda v: v, params, state, who)  # refuses what it does not know
+        _expect_gradients(inner, params, who)
         return Moving(jnp.zeros([], int), state)
 
     def update(
@@ -322,8 +339,13 @@ def _moving(
         def move(_: None) -> tuple[PyTree, PyTree, PyTree]:
             element = choose(params, value_fn)
             there, back = sym.act(element, params), sym.inverse(element)
-            _, pull = jax.vjp(lambda params: sym.act(back, params), there)
-            return there, pull(updates)[0], _remembered(lambda v: pull(v)[0], params, state.inner, who)
+            _, transposed = jax.vjp(lambda params: sym.act(back, params), there)
+
+            def pull(covector: PyTree) -> PyTree:  # in the precision of the parameters, and back
+                moved = transposed(jax.tree.map(lambda v, p: v.astype(p.dtype), covector, there))[0]
+                return jax.tree.map(lambda m, v: m.astype(v.dtype), moved, covector)
+
+            return there, pull(updates), _remembered(pull, params, state.inner, who)
 
         def stay(_: None) -> tuple[PyTree, PyTree, PyTree]:
             return params, updates, state.inner
@@ -357,24 +379,76 @@ def _remembered(pull: Callable[[PyTree], PyTree], params: PyTree, state: PyTree,
         moved = jax.vmap(lambda sign: jax.tree.map(jnp.square, pull(back(sign * roots))))(signs)
         return jax.tree.map(lambda leaf: leaf.mean(axis=0), moved)
 
-    def walk(node: Any, name: str) -> Any:
+    def walk(node: Any, name: str, path: str) -> Any:
         alike = jax.tree.structure(node) == structure and jax.tree.map(jnp.shape, node) == shape
         if alike and name in COVECTORS:
             return pull(node)
         if alike and name in SQUARES:
             return squared(node)
-        if isinstance(node, tuple) and hasattr(node, "_fields"):
-            return type(node)(*(walk(part, field) for field, part in zip(node._fields, node, strict=True)))
-        if isinstance(node, tuple | list):
-            return type(node)(walk(part, name) for part in node)
-        if isinstance(node, dict):
-            return {key: walk(part, str(key)) for key, part in node.items()}
-        if node is None or jnp.ndim(node) == 0:
-            return node
+        floating = [leaf for leaf in jax.tree.leaves(node) if jnp.issubdtype(jnp.result_type(leaf), jnp.floating)]
+        if not (alike and floating):
+            if isinstance(node, tuple) and hasattr(node, "_fields"):
+                fields = zip(node._fields, node, strict=True)
+                return type(node)(*(walk(part, field, f"{path}.{field}") for field, part in fields))
+            if isinstance(node, tuple | list):
+                return type(node)(walk(part, name, f"{path}[{i}]") for i, part in enumerate(node))
+            if isinstance(node, dict):
+                return {key: walk(part, str(key), f"{path}[{key!r}]") for key, part in node.items()}
+            if node is None or jnp.ndim(node) == 0:
+                return node
         msg = (
-            f"{who}: the optimizer remembers {name} of shape {jnp.shape(node)}, expected counters, sums of gradients ({', '.join(COVECTORS)}) and of their"
-            f" squares ({', '.join(SQUARES)}): how it moves along an orbit is not known; take sgd, adam, rmsprop or adagrad."
+            f"{who}: the optimizer remembers {path}, expected counters, sums of gradients ({', '.join(COVECTORS)}) and of their"
+            f" squares ({', '.join(SQUARES)}) of all parameters: how it moves along an orbit is not known; take sgd, adam or adagrad, without masks."
         )
         raise ValueError(msg)
 
-    return walk(state, "state")
+    return walk(state, "state", "state")
+
+
+def _expect_gradients(inner: optax.GradientTransformationExtraArgs, params: PyTree, who: str) -> None:
+    """Try whether a state is what it is taken for: after updates elsewhere, by a rescaling, it is the state that moved there.
+
+    Of gradients so large that what a state begins with does not count, or so small that nothing is clipped; parameters so large that they would be
+    seen.
+    """
+    shapes = jax.tree.map(lambda leaf: tuple(min(size, 3) for size in jnp.shape(leaf)), params)
+    leaves, structure = jax.tree.flatten(
+        shapes, is_leaf=lambda node: isinstance(node, tuple) and all(map(_is_int, node))
+    )
+
+    def drawn(name: str) -> PyTree:
+        each = [normal(f"{name} {i}", math.prod(shape)).reshape(shape) for i, shape in enumerate(leaves)]
+        dtypes = [jnp.result_type(leaf) for leaf in jax.tree.leaves(params)]
+        return jax.tree.unflatten(structure, [jnp.asarray(x, dtype) for x, dtype in zip(each, dtypes, strict=True)])
+
+    with jax.ensure_compile_time_eval():
+        factors = jax.tree.map(jnp.exp, drawn("factor"))
+        at = jax.tree.map(lambda x: 1e6 * x, drawn("at"))
+
+        def after(size: float, there: PyTree) -> PyTree:
+            place = jax.tree.map(jnp.multiply, at, there)
+            state = inner.init(place)
+            for step in range(3):
+                gradient = jax.tree.map(lambda g, d: size * g / d, drawn(f"gradient {step}"), there)
+                _, state = inner.update(gradient, state, place, step=step)
+            return state
+
+        def differs(size: float) -> bool | None:
+            here = after(size, jax.tree.map(jnp.ones_like, factors))
+            moved = _remembered(lambda v: jax.tree.map(lambda v, d: (v / d).astype(v.dtype), v, factors), at, here, who)
+            pairs = zip(jax.tree.leaves(after(size, factors)), jax.tree.leaves(moved), strict=True)
+            found = [(one, other) for one, other in pairs if jnp.issubdtype(jnp.result_type(one), jnp.floating)]
+            if any(isinstance(leaf, jax.core.Tracer) for pair in found for leaf in pair):
+                return None  # a rate that is traced
+            return any(float(jnp.abs(a - b).max()) > ALIKE * float(jnp.abs(b).max()) for a, b in found)
+
+        if all(differs(size) for size in (1e2, 1e-4)):
+            msg = (
+                f"{who}: what the optimizer remembers does not move as gradients and their squares do (steps, maxima, or parameters that decay are"
+                " among it), so that it cannot be carried along an orbit; take sgd, momentum, adam, adamw or rmsprop without momentum."
+            )
+            raise ValueError(msg)
+
+
+def _is_int(size: Any) -> bool:
+    return isinstance(size, int)

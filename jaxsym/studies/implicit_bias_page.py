@@ -32,8 +32,8 @@ def _minima(data: xr.Dataset, summary: Mapping[str, Any]) -> Section:
         for column, (key, label) in enumerate(SHOWN.items()):
             ax = axes[row * len(SHOWN) + column]
             values = own[key].values
-            at = np.broadcast_to(levels, values.shape)
-            ax.scatter(at.ravel(), values.ravel(), s=4, alpha=0.25, color=plots.COLOURS[4], linewidths=0)
+            across = np.broadcast_to(levels, values.shape)
+            ax.scatter(across.ravel(), values.ravel(), s=4, alpha=0.25, color=plots.COLOURS[4], linewidths=0)
             ax.plot(levels, np.median(values, axis=0), "o-", color=plots.COLOURS[0], markersize=4)
             if key in ("test_error", "sharpness"):
                 plots.logarithmic(ax, "y")

@@ -61,6 +61,16 @@ def expect_group(sym: Any, who: str) -> None:
         raise TypeError(msg)
 
 
+def expect_real(params: PyTree, who: str) -> None:
+    """Refuse parameters without a gradient flow: integers, and complex numbers."""
+    for path, leaf in tree.leaves(params).items():
+        if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
+            dtype = jnp.result_type(leaf)
+            advice = "keep its real and imaginary parts as parameters" if jnp.iscomplexobj(leaf) else "close over it"
+            msg = f"{who}: {path or 'params'} has dtype {dtype}, expected a floating one; {advice}."
+            raise TypeError(msg)
+
+
 def expect_values(params: PyTree, inputs: tuple[Any, ...], who: str) -> None:
     """Refuse shapes without values."""
     for path, leaf in tree.leaves({"params": params, "inputs": inputs}).items():

@@ -220,7 +220,8 @@ def _fold(equation: Equation) -> None:
     elif any(value.shape for value in equation.inputs):
         return
     elif not output.shape and not jax.dtypes.issubdtype(output.dtype, jax.dtypes.extended) and equation.bind:
-        output.constant = np.asarray(equation.bind(*known))
+        with jax.ensure_compile_time_eval():  # inside of jit, too
+            output.constant = np.asarray(equation.bind(*known))
     else:
         return
     output.origin = "constant"

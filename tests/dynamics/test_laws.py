@@ -120,7 +120,37 @@ def test_degrees():
     assert find_laws(lambda p, y: (p["a"] * p["b"] - y) ** 2, sample, KEY, degree=1)[:3] == (0, 0, 0)
 
 
+def test_the_precision_of_the_draws_does_not_matter():
+    def sample(key):
+        a, b, x, y = (
+            jax.random.normal(k, shape, "float32") for k, shape in zip(jax.random.split(key, 4), SHAPES, strict=True)
+        )
+        return {"a": a, "b": b}, (x, y)
+
+    def loss(p, data):
+        return jnp.sum((jax.nn.relu(data[0] @ p["a"]) @ p["b"] - data[1]) ** 2)
+
+    assert find_laws(loss, sample, KEY)[:3] == (3, 3, 0)
+    with pytest.raises(ValueError, match="find_laws: the loss computes in float32 somewhere"):
+        find_laws(lambda p, data: loss(p, data).astype("float32"), sample, KEY)
+
+
+SHAPES = ((2, 3), (3, 2), (4, 2), (4, 2))
+
+
+def test_small_coefficients_are_shown():
+    def sample(key):
+        a, b, y = jax.random.normal(key, (3,))
+        return {"a": a, "b": b}, y
+
+    assert find_laws(lambda p, y: jnp.sin(p["a"] + 3e6 * p["b"] - y), sample, KEY, degree=1).readable == (
+        "a - 3.33333e-07 b",
+    )
+
+
 def test_bad_input():
+    with pytest.raises(ValueError, match="sample returns no parameters"):
+        find_laws(lambda p, _: 0.0, lambda key: ({}, None), KEY)
     sample = lambda key: ({"a": jax.random.normal(key, (3,))}, None)  # noqa: E731
     with pytest.raises(ValueError, match=r"loss returns .*expected a real scalar"):
         find_laws(lambda p, _: p["a"], sample, KEY)

@@ -87,6 +87,51 @@ def test_no_combination_of_generators_is_left_out(name):
         assert len(charges(sym)) == by_hand(sym, params)
 
 
+def shifted(p, x):
+    return jnp.tanh((x @ p["w"] + p["b"] + p["c"]) * p["g"] + p["h"]) @ p["o"]
+
+
+def positioned(p, x):
+    return jnp.tanh((p["e"][x] + p["q"] + p["b"]) @ p["w"] + p["h"])
+
+
+SUMS = {
+    "two biases before a gain": (
+        shifted,
+        {"w": (3, 4), "b": (4,), "c": (4,), "g": (4,), "h": (4,), "o": (4, 2)},
+        jnp.ones((5, 3)),
+        4,
+    ),
+    "embedding, positions and a bias": (
+        positioned,
+        {"e": (5, 3), "q": (4, 3), "b": (3,), "w": (3, 4), "h": (4,)},
+        jnp.array([[0, 1, 2, 3], [4, 3, 2, 1]]),
+        6,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SUMS)
+def test_sums_of_translations_in_which_coefficients_cancel(name):
+    apply, shapes, x, linear = SUMS[name]
+    with jax.enable_x64(True), jax.default_matmul_precision("highest"):
+        keys = jax.random.split(KEY, len(shapes))
+        params = {n: jax.random.normal(key, shape) for key, (n, shape) in zip(keys, shapes.items(), strict=True)}
+        sym = js.discover(apply, params, x)
+        found = charges(sym)
+        assert len(found) == by_hand(sym, params)
+        assert (found.degrees == 1).sum() == linear
+        assert len(found) + sum(one.dim for one in found.missing) == sym.dim
+        gradient = jax.grad(lambda p: jnp.sum((apply(p, x) - 1) ** 2))(params)
+        slopes = flat(jax.jacrev(found)(params))
+        np.testing.assert_allclose(slopes, found.coordinates @ flat(sym.tangents(params)), atol=1e-12)
+        np.testing.assert_allclose(slopes @ ravel_pytree(gradient)[0], 0, atol=1e-12)
+        assert len(set(found.names)) == len(found)
+        assert len([name for name in momenta(sym).names if " - " in name]) == linear
+        inside = jax.jit(lambda params: charges(sym)(params))(params)  # found inside of jit, too
+        np.testing.assert_allclose(inside, found(params))
+
+
 def test_charges_of_a_relu_unit_are_what_comes_in_less_what_goes_out():
     net, x = js.models.MLP((4, 2), "relu"), jnp.ones((5, 3))
     params = perturbed(KEY, net.init(KEY, x))
@@ -123,7 +168,11 @@ def test_what_follows_no_gradient_has_no_charge():
     net, x = js.models.MLP((4, 2), "relu"), jnp.ones((5, 3))
     sym = js.discover(net.apply, net.init(KEY, x), x)
     assert len(charges(sym, frozen=["params/Dense_1"])) == 0
-    assert len(charges(sym, frozen=["params/Dense"])) == 4
+    for wrong in ("params/Dense", "params/Dense_2", 3):
+        with pytest.raises(ValueError, match=f"frozen: there is no leaf at {wrong!r}, expected a path"):
+            charges(sym, frozen=[wrong])
+    with pytest.raises(TypeError, match="frozen: got the string 'params', expected several paths"):
+        charges(sym, frozen="params")
     (missing,) = charges(sym, frozen=["params/Dense_1/kernel"]).missing
     assert "params/Dense_1/kernel, which follows no gradient" in missing.reason
 
@@ -138,6 +187,7 @@ def test_a_group_without_continuous_part_has_none():
         (),
         "0 charges: 0 quadratic, 0 linear",
     )
+    assert momenta(js.discover(net.apply, params, x))(params, params).shape == (0,)
 
 
 def test_bad_input():
@@ -145,6 +195,8 @@ def test_bad_input():
         charges({})
     with pytest.raises(ValueError, match="a user's own action"):
         charges(js.Symmetry.from_action(lambda c, p: p * jnp.exp(c[0]), 1))
+    with pytest.raises(ValueError, match="momenta: the group contains a user's own action"):
+        momenta(js.Symmetry.from_action(lambda c, p: p * jnp.exp(c[0]), 1))
 
 
 def test_probes_of_many_networks():

@@ -208,5 +208,25 @@ def test_flows_by_closed_form():
         w = np.sqrt(4 - 0.04)
         want = np.exp(-0.2) * (np.cos(w) + 0.2 / w * np.sin(w))
         np.testing.assert_allclose(swung.params, want, rtol=1e-8)
+    swung = heavy_ball_flow(lambda x: x**2 / 2, jnp.array(1.0), 0, np.pi, 40)  # a velocity in integers
+    np.testing.assert_allclose(swung.params, -1, atol=1e-5)
+    for flow in (gradient_flow, lambda loss, params, *rest: heavy_ball_flow(loss, params, params, *rest)):
+        with pytest.raises(TypeError, match=r"a has dtype complex.*, expected a floating one; keep its real"):
+            flow(lambda p: jnp.abs(p["a"]) ** 2, {"a": jnp.array(1 + 1j)}, 1.0, 4)
     with pytest.raises(ValueError, match="steps: got 0, expected an int of at least 1"):
         gradient_flow(lambda x: x**2, jnp.array(1.0), 1.0, 0)
+
+
+@pytest.mark.parametrize("wrong", [jnp.ones(2), optax.constant_schedule(0.1), {"a": 0.1}, True])
+def test_rates_are_numbers(wrong):
+    apply = lambda p, x: jax.nn.relu(x * p["a"]) * p["b"]  # noqa: E731
+    params = {"a": jnp.ones(1), "b": jnp.ones(1)}
+    sym = js.discover(apply, params, jnp.ones(1))
+    with pytest.raises(TypeError, match=r"step_law: lr is .*, expected one number"):
+        step_law(sym)(params, params, wrong)
+    with pytest.raises(TypeError, match=r"momentum_law: momentum is .*, expected one number"):
+        momentum_law(sym)(params, params, params, 0.1, wrong)
+    with pytest.raises(TypeError, match=r"decayed: time is .*, expected one number"):
+        decayed(charges(sym), jnp.ones(1), wrong, 0.1)
+    with pytest.raises(TypeError, match=r"oscillated: lr is .*, expected one number"):
+        oscillated(charges(sym), jnp.ones(1), jnp.ones((3, 1)), wrong)

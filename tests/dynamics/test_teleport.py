@@ -106,7 +106,11 @@ def test_an_objective_of_ones_own_and_curvature(case):
         np.testing.assert_array_equal(nowhere.coordinates, 0)
 
 
-@pytest.mark.parametrize("make", [lambda: optax.sgd(0.01, 0.9), lambda: optax.adam(0.01)], ids=["momentum", "adam"])
+@pytest.mark.parametrize(
+    "make",
+    [pytest.param(lambda: optax.sgd(0.01, 0.9), marks=pytest.mark.long), lambda: optax.adam(0.01)],
+    ids=["momentum", "adam"],
+)
 def test_what_is_remembered_moves_along(case, make):
     """Gradients of the past are what they would have been on the other side; squares too, for rescalings exactly."""
     sym, params, loss = case
@@ -130,6 +134,7 @@ def test_what_is_remembered_moves_along(case, make):
                 np.testing.assert_allclose(one, other, rtol=1e-8, atol=1e-10)
 
 
+@pytest.mark.long
 def test_squares_are_carried_by_the_square_of_the_map():
     """For changes of basis the estimate from signs is near the exact one, entry by entry squared."""
     network = BUILDERS["identity"]()
@@ -277,6 +282,84 @@ def test_balancing_keeps_every_charge_at_zero():
             np.testing.assert_allclose(one, other, rtol=1e-9, atol=1e-12)
 
 
+def gated(p, x):
+    return ((x @ p["w"]) * jax.nn.sigmoid(x @ p["v"])) @ p["o"]
+
+
+def test_a_group_of_signs_and_orders_beside_a_continuous_part():
+    params = {"w": jnp.ones((3, 4)), "v": jnp.ones((3, 4)), "o": jnp.ones((4, 2))}
+    x = jax.random.normal(KEY, (8, 3))
+    with jax.enable_x64(True), jax.default_matmul_precision("highest"):
+        params = perturbed(KEY, wide(params))
+        sym = js.discover(gated, params, x)
+        assert sym.dim > 0
+        assert sym.order > 1
+        loss = lambda p: jnp.mean((gated(p, x) - 1) ** 2)  # noqa: E731
+        opt = teleporting(optax.sgd(0.0), sym, loss, every=1, first=0, radius=0.2, **BRIEF)
+        updates, _ = jax.jit(opt.update)(jax.grad(loss)(params), opt.init(params), params)
+        moved = optax.apply_updates(params, updates)
+        assert abs(loss(moved) - loss(params)) < 1e-12
+        assert optax.tree.norm(jax.grad(loss)(moved)) > 1.01 * optax.tree.norm(jax.grad(loss)(params))
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "said"),
+    [
+        (optax.adamax(0.1), "does not move as gradients"),
+        (optax.novograd(0.1), "does not move as gradients"),
+        (optax.rmsprop(0.1, momentum=0.9), "does not move as gradients"),
+        (optax.chain(optax.scale_by_adam(), optax.trace(0.9)), "does not move as gradients"),
+        (optax.chain(optax.add_decayed_weights(1e-4), optax.sgd(0.1, 0.9)), "does not move as gradients"),
+        (
+            optax.masked(optax.adam(0.1), {"u": True, "v": False}),
+            r"does not move as gradients|remembers state.inner_state\[0\].mu\['u'\]",
+        ),
+        (optax.optimistic_gradient_descent(0.1), r"remembers state\[0\].previous_gradient"),
+    ],
+    ids=["adamax", "novograd", "rmsprop", "adam before momentum", "decay before momentum", "masked", "optimistic"],
+)
+@pytest.mark.parametrize("shape", [(1,), ()])
+def test_what_cannot_be_carried_is_refused(optimizer, said, shape):
+    scaled = js.Symmetry.from_action(lambda t, p: {"u": p["u"] * jnp.exp(t[0]), "v": p["v"] * jnp.exp(-t[0])}, 1)
+    params = {"u": jnp.full(shape, 2.0), "v": jnp.ones(shape)}
+    with pytest.raises(ValueError, match=said):
+        teleporting(optimizer, scaled, lambda p: (p["u"] * p["v"] - 3) ** 2, every=1).init(params)
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        optax.adamw(1e-3, weight_decay=0.1),
+        optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(0.1, 0.9)),
+        optax.adam(1e-3, mu_dtype=jnp.bfloat16),
+        optax.adagrad(0.1),
+        optax.rmsprop(0.1, centered=True),
+        optax.inject_hyperparams(optax.adam)(1e-3),
+    ],
+    ids=["adamw", "clipped", "half precision", "adagrad", "rmsprop", "injected"],
+)
+def test_what_can_be_carried_is_not(optimizer):
+    scaled = js.Symmetry.from_action(lambda t, p: {"u": p["u"] * jnp.exp(t[0]), "v": p["v"] * jnp.exp(-t[0])}, 1)
+    params = {"u": jnp.full(3, 2.0), "v": jnp.ones(3)}
+    loss = lambda p: jnp.sum((p["u"] * p["v"] - 3) ** 2)  # noqa: E731
+    opt = teleporting(optimizer, scaled, loss, every=1, first=0, **BRIEF)
+    updates, _ = opt.update(jax.grad(loss)(params), opt.init(params), params)
+    assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(updates))
+
+
+def test_a_rate_may_be_traced():
+    scaled = js.Symmetry.from_action(lambda t, p: p * jnp.exp(t[0] * jnp.array([1.0, -1])), 1)
+    loss = lambda p: (p[0] * p[1] - 3) ** 2  # noqa: E731
+    start = jax.jit(lambda lr: teleporting(optax.adam(lr), scaled, loss, every=1).init(jnp.ones(2)))(0.1)
+    assert int(start.number) == 0
+
+
+def test_paths_are_found_inside_jit():
+    relu = lambda z: jnp.where(z > 0, z, 0)  # noqa: E731
+    opt = path_sgd(lambda p, x: relu(x @ p["a"]) @ p["b"], 0.1, jnp.ones((1, 2)))
+    assert int(jax.jit(opt.init)({"a": jnp.ones((2, 3)), "b": jnp.ones((3, 1))})) == 0
+
+
 def test_bad_input():
     net, x = js.models.MLP((4, 1), "relu"), jnp.ones((5, 3))
     params = net.init(KEY, x)
@@ -284,8 +367,21 @@ def test_bad_input():
     loss = lambda p: jnp.mean(net.apply(p, x) ** 2)  # noqa: E731
     with pytest.raises(TypeError, match="teleport: sym is of type dict"):
         teleport({}, loss, params)
-    with pytest.raises(ValueError, match="radius: got 0, expected more than 0"):
-        teleport(sym, loss, params, radius=0)
+    for radius in (0, math.inf, math.nan):
+        with pytest.raises(ValueError, match=f"radius: got {radius}, expected more than 0 and finite"):
+            teleport(sym, loss, params, radius=radius)
+    with pytest.raises(ValueError, match="teleport: steps: got 2\\.5, expected an int"):
+        teleport(sym, loss, params, steps=2.5)
+    with pytest.raises(ValueError, match=r"the objective returns .*expected one real number"):
+        teleport(sym, loss, params, objective=lambda p: p["params"]["Dense_0"]["bias"])
+    with pytest.raises(ValueError, match="params/Dense_0/kernel is missing"):
+        teleport(sym, loss, {"params": {"Dense_0": {"bias": jnp.ones(4)}}})
+    with pytest.raises(TypeError, match=r"teleport: step has dtype int.*expected a floating one; close over it"):
+        teleport(sym, loss, params | {"step": 3})
+    with pytest.raises(TypeError, match="path_sgd: step has dtype int"):
+        path_sgd(net.apply, 0.1, x).init(params | {"step": 3})
+    with pytest.raises(TypeError, match="teleporting: optimizer is of type str, expected one of optax"):
+        teleporting("adam", sym, loss, every=1)
     with pytest.raises(ValueError, match="starts: got 0"):
         teleport(sym, loss, params, starts=0)
     with pytest.raises(ValueError, match="objective"):
