@@ -48,6 +48,8 @@ CONTAINED = 1e-4
 """Sine of the angle between a generator and the null space, at most, where the orbit counts as contained."""
 RANK = 1e-9
 """Singular values of a Jacobian, or of an orbit, below this part of the largest may count as zero."""
+IDENTITY = 1e-5
+"""Beyond this the identity fails by more than rounding, in any precision."""
 SPREADS = (1.0, 2.0, 4.0, 8.0)
 """How far further inputs lie from the given ones, in units of their size: as many outputs as parameters at least at each."""
 
@@ -116,9 +118,12 @@ class Flat(NamedTuple):
             lines.append("the gap is too small: these numbers are not to be trusted")
         where = "a critical point" if self.critical else "no critical point"
         lies = "the orbit lies in the null space" if self.contained else "the orbit does not lie in the null space"
+        lies += "" if self.critical or self.contained else ", as it need not"
         lies = lies if len(self.outside) else "there is no continuous symmetry"
         norm = f"|grad L| = {self.gradient_norm:.1e}"
         lines.append(f"{where} ({norm}): {lies}; H xi = -(D xi)' grad L to {self.identity:.1e} of |H| |xi|")
+        if self.identity > IDENTITY:
+            lines.append("that identity fails: this loss does not have this group (weight decay in it?)")
         if self.unexplained:
             said = f"{self.unexplained} flat dimensions are not the group's ({self.nullity - self.unexplained} are)"
             if self.hidden is not None:

@@ -43,7 +43,7 @@ class _Part(NamedTuple):
     value: Callable[[Leaves], Float[Array, " num"]]
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Charges:
     """``charges(params) -> [num]``: pure, to be jitted and vmapped; :func:`charges` makes it.
 
@@ -78,8 +78,8 @@ class Charges:
         """How many."""
         return len(self.names)
 
-    def __str__(self) -> str:
-        """A line for each kind of charge, and what has none."""
+    def __repr__(self) -> str:
+        """A line for each charge, and what has none."""
         quadratic, linear = (int((self.degrees == degree).sum()) for degree in (2, 1))
         lines = [f"{len(self)} charges: {quadratic} quadratic, {linear} linear", *self.names]
         if self.missing:
@@ -90,7 +90,8 @@ class Charges:
 def charges(sym: Symmetry, *, frozen: Iterable[str] = ()) -> Charges:
     """The quantities that gradient flow conserves by symmetry: one for each generator, or sum of generators, that is a gradient.
 
-    ``grad Q = xi``, so that the charge of a rescaled unit is half of ``|in|^2 - |out|^2``. Rescalings and monomials have one for each unit, changes of basis the
+    ``grad Q = xi``, so that the charge of a rescaled unit is half of ``|in|^2 - |out|^2``, or of the negative: the sign is that of the generator, positive
+    where the exponents that ``print(sym)`` shows are. Rescalings and monomials have one for each unit, changes of basis the
     symmetric part of theirs (``n (n + 1) / 2``), translations by constants the sum that they shift. Rotations have none, and translations whose
     coefficients are parameters only in sums in which these cancel, as of two biases that are added (looked for up to 10^7 numbers in all generators).
 
@@ -354,7 +355,7 @@ def _unit(unit: tuple[int, ...]) -> str:
     return f"{_copy(unit[:-1])} unit {unit[-1]}".lstrip()
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Momenta:
     """``momenta(params, velocity) -> [num]``: pure; :func:`momenta` makes it.
 
@@ -387,6 +388,10 @@ class Momenta:
     def __len__(self) -> int:
         """How many."""
         return len(self.names)
+
+    def __repr__(self) -> str:
+        """A line for each."""
+        return "\n".join([f"{len(self)} momenta", *self.names])
 
 
 def momenta(sym: Symmetry) -> Momenta:

@@ -21,6 +21,7 @@ from jaxsym.symmetry.scales import balancing_element
 
 Loss = Callable[[PyTree], Float[Array, ""]]
 ALIKE = 1e-2  # relative difference up to which two states are one
+SAME = 1e-2  # relative change of a loss that counts as one; in half precision it may be that large
 SIGNS = 16  # vectors of signs, by which squares are carried
 
 
@@ -58,11 +59,13 @@ class Teleport(NamedTuple):
     params
         ``sym.act(element, given)``.
     gain
-        How much larger the objective is there.
+        How much larger the objective is there: after minus before.
     bounded
         Whether it ended on the boundary of the trust region: the objective grows on, perhaps without bound.
     coordinates
         ``[sym.dim]``: ``element = sym.exp(coordinates)``.
+    change
+        Of the loss, as a part of its size and of what a step of that length changes elsewhere: rounding, or the group is none of this loss.
     """
 
     element: Element
@@ -70,6 +73,7 @@ class Teleport(NamedTuple):
     gain: Float[Array, ""]
     bounded: Bool[Array, ""]
     coordinates: Float[Array, " dim"]
+    change: Float[Array, ""]
 
 
 def teleport(
@@ -116,7 +120,7 @@ def teleport(
     TypeError
         If ``sym`` is no group, or a parameter is an integer or complex.
     ValueError
-        If the objective has no such name or is no real number, a number is out of range, or the parameters are not those of the group.
+        If, outside of ``jit``, the loss changes; if the objective has no such name or is no real number, a number is out of range, or the parameters are not those of the group.
 
     Notes
     -----
@@ -155,7 +159,9 @@ def teleport(
 
     first = measure(params)
     if not sym.dim:
-        return Teleport(sym.identity(), params, jnp.zeros_like(first), jnp.zeros((), bool), still)
+        return Teleport(
+            sym.identity(), params, jnp.zeros_like(first), jnp.zeros((), bool), still, jnp.zeros_like(first)
+        )
 
     def inside(coordinates: Array) -> Array:
         size = jnp.linalg.norm(coordinates)
@@ -190,7 +196,24 @@ def teleport(
     at = jnp.where(value > first, at, still)
     element = sym.exp(at)
     gain = jnp.where(value > first, value - first, 0)
-    return Teleport(element, sym.act(element, params), gain, jnp.linalg.norm(at) >= radius * (1 - 1e-6), at)
+    moved = sym.act(element, params)
+    change = _changed(loss, params, moved)
+    if not isinstance(change, jax.core.Tracer) and change > SAME:
+        msg = (
+            f"teleport: the loss changes by {change:.1e} of its size along the orbit, expected a group that leaves it as it is: js.discover of this loss,"
+            " or of its network (weight decay belongs into the optimizer)."
+        )
+        raise ValueError(msg)
+    return Teleport(element, moved, gain, jnp.linalg.norm(at) >= radius * (1 - 1e-6), at, change)
+
+
+def _changed(loss: Loss, params: PyTree, moved: PyTree) -> Float[Array, ""]:
+    """By how much a loss differs, as a part of its size and of what a step of that length changes elsewhere."""
+    before, (at, back), (end, _) = loss(params), ravel_pytree(params), ravel_pytree(moved)
+    away = jnp.cos(1.0 + jnp.arange(at.size, dtype=at.dtype))
+    beside = loss(back(at + jnp.linalg.norm(end - at) * away / jnp.linalg.norm(away)))
+    usual = jnp.abs(before) + jnp.where(jnp.isfinite(beside), jnp.abs(beside - before), 0)
+    return jnp.abs(loss(moved) - before) / jnp.where(usual > 0, usual, 1)
 
 
 class Moving(NamedTuple):

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, PyTree
 from jaxsym.dynamics import charges, find_laws
 from jaxsym.models import MLP
 from jaxsym.studies.conservation_laws_page import page
-from jaxsym.studies.study import Clock, Progress, Study, expect
+from jaxsym.studies.study import Clock, Progress, Study, chosen
 from jaxsym.symmetry.count import conservation_laws
 from jaxsym.symmetry.discover import discover
 from jaxsym.symmetry.group import Symmetry
@@ -100,7 +100,7 @@ def _summed(params: PyTree, x: Array) -> Array:
 def cases() -> dict[str, Case]:
     """By name: linear ones as n, m, r of ``U (n, r) V (m, r)'``, others by widths."""
     linear = {
-        f"linear n, m, r = {n}, {m}, {r}": _mlp((n, r, m), "identity")
+        f"linear n={n} m={m} r={r}": _mlp((n, r, m), "identity")
         for n, m, r in ((2, 2, 2), (1, 1, 3), (2, 2, 4), (2, 2, 5), (2, 2, 6))
     }
     attention = _normal(dict.fromkeys("qkvo", (2, 2)))
@@ -110,8 +110,8 @@ def cases() -> dict[str, Case]:
         "relu 2-3-2 with biases": _mlp((2, 3, 2), "relu", use_bias=True),
         "square 2-3-2": _mlp((2, 3, 2), "square", formula=NO_FORMULA),
         "tanh 2-3-1": _mlp((2, 3, 1), "tanh"),
-        "tanh 2-2-3, softmax": _mlp((2, 2, 3), "tanh", use_bias=True, loss=_cross_entropy, formula=NO_FORMULA),
-        "attention, d = 2": Case(attention, _attended, (ROWS, 2), (ROWS, 2), _squares),
+        "tanh 2-2-3 softmax": _mlp((2, 2, 3), "tanh", use_bias=True, loss=_cross_entropy, formula=NO_FORMULA),
+        "attention d=2": Case(attention, _attended, (ROWS, 2), (ROWS, 2), _squares),
         "sine of a sum of slices": Case(_normal({"w": (4, 1)}), _summed, (ROWS, 2), (ROWS, 1), _squares),
     }
 
@@ -120,22 +120,26 @@ def cases() -> dict[str, Case]:
 class Config:
     """What can be chosen; the networks stay as they are."""
 
-    networks: int = 13
-    """The first so many of the table."""
+    kinds: str = ",".join(cases())
+    """Which networks, separated by commas."""
     seed: int = 0
     """Of the parameters and data that are drawn."""
 
     def __post_init__(self) -> None:
-        """Refuse numbers that make no table."""
-        expect(self, networks=1)
+        """Refuse names that there are not."""
+        self.chosen()
+
+    def chosen(self) -> dict[str, Case]:
+        """The networks by name, in the order of the table."""
+        return chosen(self.kinds, cases(), "kind")
 
 
 def run(config: Config, progress: Progress) -> xr.Dataset:
     """Count; see the attributes of the variables for what they hold."""
-    chosen = dict(list(cases().items())[: config.networks])
-    clock = Clock(progress, len(chosen))
+    found = config.chosen()
+    clock = Clock(progress, len(found))
     rows: dict[str, dict[str, Any]] = {}
-    for name, case in chosen.items():
+    for name, case in found.items():
         progress(name, clock.networks, clock.total)
         rows[name] = _counted(case, jax.random.key(config.seed))
         clock.networks += 1
@@ -149,7 +153,7 @@ def run(config: Config, progress: Progress) -> xr.Dataset:
         np.array([row["readable"] for row in rows.values()]),
         {"long_name": "the first laws, as text"},
     )
-    return xr.Dataset(variables, coords={"network": list(chosen)}).assign(clock.variables())
+    return xr.Dataset(variables, coords={"network": list(found)}).assign(clock.variables())
 
 
 TEXTS = {
@@ -192,7 +196,7 @@ def summary(data: xr.Dataset) -> dict[str, Any]:
         str(name): int(value) for name, value in zip(data["network"].values, data["independent"].values, strict=True)
     }
     keys = {
-        "linear_nmr_2_2_5": "linear n, m, r = 2, 2, 5",
+        "linear_nmr_2_2_5": "linear n=2 m=2 r=5",
         "relu_2_3_2": "relu 2-3-2",
         "tanh_2_3_1": "tanh 2-3-1",
     }
@@ -210,7 +214,7 @@ def summary(data: xr.Dataset) -> dict[str, Any]:
 STUDY = Study(
     title="numbers of conservation laws: by a black box, by the group, by formula",
     config=Config(),
-    quick=Config(networks=3),
+    quick=Config(kinds="linear n=2 m=2 r=5,relu 2-3-2,tanh 2-3-1"),
     run=run,
     summary=summary,
     page=lambda data: page(data, summary(data)),

@@ -25,14 +25,14 @@ def _counts(data: xr.Dataset, summary: Mapping[str, Any]) -> Section:
         rows.append((name, *("" if count < 0 else f"{count}" for count in counts), f"{float(own['residual']):.0e}"))
     figure, (ax,) = plots.panels(1, width=9, height=0.34 * len(names) + 1.2)
     places = np.arange(len(names))
-    for key, marker, colour, label in (
-        ("polynomials", "s", plots.COLOURS[4], "polynomials, black box"),
-        ("independent", "o", plots.COLOURS[0], "independent, black box"),
-        ("independent_charges", "x", plots.COLOURS[1], "independent charges of the group"),
+    for key, marker, size, colour, label in (
+        ("polynomials", "s", 110, plots.COLOURS[4], "polynomials, black box"),
+        ("independent", "o", 60, plots.COLOURS[0], "independent, black box"),
+        ("independent_charges", "x", 30, plots.COLOURS[1], "independent charges of the group"),
     ):
-        ax.scatter(data[key].values, places, marker=marker, s=36, color=colour, label=label, zorder=3)
+        ax.scatter(data[key].values, places, marker=marker, s=size, color=colour, label=label, zorder=3)
     known = data["formula"].values >= 0
-    ax.scatter(data["formula"].values[known], places[known], marker="|", s=200, color="0.2", label="formula")
+    ax.scatter(data["formula"].values[known], places[known], marker="|", s=320, color="0.2", label="formula", zorder=2)
     ax.set_yticks(places, names)
     ax.invert_yaxis()
     ax.set(xlabel="conserved quantities")
@@ -51,7 +51,7 @@ def _counts(data: xr.Dataset, summary: Mapping[str, Any]) -> Section:
     return Section(
         "How many laws",
         [
-            f"For {len(names)} networks: polynomials up to degree 2 that gradient flow conserves on every data set, found from gradients at random parameters and data"
+            f"For {len(names)} networks (linear ones as U V' with U of n by r, V of m by r; others by their widths): polynomials up to degree 2 that gradient flow conserves on every data set, found from gradients at random parameters and data"
             f" alone; the charges of the discovered group; and the number in closed form. Independent ones agree with the formula in {agree:.0%} of the networks that have one.",
             f"On gradients that were not used, the laws fail by at most {summary['residual']:.0e} of their size. "
             + (
@@ -60,7 +60,7 @@ def _counts(data: xr.Dataset, summary: Mapping[str, Any]) -> Section:
                 else "Symmetry explains all of them."
             ),
             (
-                f"Polynomials outnumber independent laws in {listed(redundant)}: products of laws, or relations between them."
+                f"Polynomials outnumber independent laws in {listed(redundant)}: the others are functions of these (products, or tied to them by relations)."
                 if redundant
                 else "No law depends on the others."
             ),

@@ -44,7 +44,7 @@ def _drift(data: xr.Dataset, summary: Mapping[str, Any]) -> Section:
         series[f"{name}: flow"] = np.maximum(own["flow_drift"].values, FLOOR)
     plots.distributions(right, series)
     right.set_xscale("log")
-    right.set(title="Adam, and gradient flow", xlabel="drift of the charges at time 1")
+    right.set(title="Adam, and gradient flow", xlabel="drift of the charges")
     slopes = [f"{name} {slope:.2f}" for name, slope in zip(_kinds(data), summary["drift_slopes"], strict=True)]
     rows = [
         (
@@ -63,9 +63,10 @@ def _drift(data: xr.Dataset, summary: Mapping[str, Any]) -> Section:
         [
             f"{data.sizes['network']} networks of each kind. Gradient flow conserves every charge of the group. SGD does not: at a fixed time the charges have"
             f" drifted in proportion to the learning rate to the power {summary['drift_slope']:.2f} (in the middle of the kinds; {listed(slopes)}; theory says 1)."
-            f" By Runge and Kutta's method the same flow drifts by at most {summary['flow_drift_over_sgd']:.1e} of what SGD does at the smallest rate.",
-            f"Adam breaks the charges: after the same number of steps they have moved at least {summary['adam_drift_over_sgd']:.0f} times as far as by SGD at its smallest"
-            " rate (in the median network of each kind).",
+            f" By Runge and Kutta's method the same flow drifts by {summary['flow_drift_over_sgd']:.1e} of what SGD does at the smallest rate (in the median network of the"
+            " kind in which that is most).",
+            f"Adam breaks the charges: at the smallest of these rates, too, and after as many steps, they have moved {summary['adam_drift_over_sgd']:.0f} times as far as by SGD"
+            " (the median over networks of that ratio, in the kind in which it is least).",
         ],
         tables=[
             Table(

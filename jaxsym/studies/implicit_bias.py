@@ -320,5 +320,5 @@ STUDY = Study(
     quick=Config(networks=4, steps=200, noise_steps=2000),
     run=run,
     summary=summary,
-    page=lambda data: page(data, summary(data), {float(d): predicted(float(d)) for d in data["decay"].values}),
+    page=lambda data: page(data, summary(data), {float(d): predicted(float(d)) for d in data["decay"].values}, FITTED),
 )

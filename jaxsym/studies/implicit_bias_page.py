@@ -16,13 +16,16 @@ SHOWN = {
     "sharpness": "sharpness",
 }
 
+FORGOTTEN = 0.3
+"""A rank correlation of start and end below this, in size, counts as none."""
 
-def page(data: xr.Dataset, summary: Mapping[str, Any], predicted: Mapping[float, int]) -> list[Section]:
+
+def page(data: xr.Dataset, summary: Mapping[str, Any], predicted: Mapping[float, int], fitted: float) -> list[Section]:
     """The sections, in the order in which one reads them."""
-    return [_minima(data, summary), _noise(data, summary), _collapse(data, summary, predicted)]
+    return [_minima(data, summary, fitted), _noise(data, summary), _collapse(data, summary, predicted)]
 
 
-def _minima(data: xr.Dataset, summary: Mapping[str, Any]) -> Section:
+def _minima(data: xr.Dataset, summary: Mapping[str, Any], fitted: float) -> Section:
     kinds = [str(name) for name in data["kind"].values]
     figure, axes = plots.panels(len(SHOWN) * len(kinds), width=13, height=2.6, columns=len(SHOWN))
     rows, levels = [], data["level"].values
@@ -58,8 +61,9 @@ def _minima(data: xr.Dataset, summary: Mapping[str, Any]) -> Section:
         [
             f"{data.sizes['network']} networks of each kind, each from {data.sizes['level']} points of its orbit, from balanced to very unbalanced: the same function, the same data, other charges. Gradient descent, at half of"
             " what the sharpness at the start allows.",
-            "Rank correlation (Spearman) of the charge at the start with the test error at the end, among the starts of one network, which have the same problem, in the mean over networks: "
-            f"{listed(found)}.",
+            f"Rank correlation (Spearman) of the charge at the start (the norm of all charges) with the test error at the end, among the starts of one network that fitted their data (a training loss below"
+            f" {fitted:g}; at least three), which have the same problem, in the mean over networks: {listed(found)}. Picture and table show all runs, fitted or not.",
+            "The effective rank is the exponential of the entropy of the singular values, the nuclear norm their sum: of the product of both layers where the network is linear; otherwise of the first kernel, each unit's column times the norm of what it writes.",
         ],
         tables=[
             Table(
@@ -92,13 +96,20 @@ def _noise(data: xr.Dataset, summary: Mapping[str, Any]) -> Section:
     right.scatter(data["noise_start"], data["noise_end"], s=10, color=plots.COLOURS[0])
     right.axhline(expected, color="black", linewidth=1, linestyle="--")
     right.set_xscale("log")
+    right.set_yscale("log")
     right.set(xlabel="at the start", ylabel="geometric mean over the second half")
+    rank = summary["noise_ratio_start_correlation"]
+    verdict = (
+        "they have forgotten where they began"
+        if abs(rank) < FORGOTTEN
+        else "they have not forgotten where they began: more steps are wanted"
+    )
     return Section(
         "Where noise drives an unbalanced layer",
         [
             f"One linear unit v u·x with {expected} normal inputs, SGD with one row a step and noisy labels. By the law of a step each update changes the charge by what the squared gradients of both layers differ by, so that it drifts until"
             f" these are equal in the mean: |u|² = {expected} v². From ratios between {float(data['noise_start'].min()):.2g} and {float(data['noise_start'].max()):.2g} the networks end at {summary['noise_ratio']:.2f} in the (geometric) mean;"
-            f" the rank correlation of start and end is {summary['noise_ratio_start_correlation']:.2f}.",
+            f" the rank correlation of start and end is {rank:.2f}: {verdict}.",
         ],
         pictures=[
             Picture(
@@ -138,8 +149,8 @@ def _collapse(data: xr.Dataset, summary: Mapping[str, Any], predicted: Mapping[f
         "Mirror symmetry and weight decay",
         [
             "A unit whose signs can be flipped is its own mirror image at 0, where its gradient vanishes: weight decay pulls it there, and what it gives to the loss is all that holds it. For products u v, and for the singular values of a"
-            f" linear network, the minimum is smaller by the decay than what is to be fitted, and 0 where that would be negative. As many as that are left in {summary['collapse_agreement']:.0%} of the runs.",
-            f"The units of the tanh networks read {float(data['directions'].isel(decay=0).mean()):.1f} directions at the smallest decay and {float(data['directions'].isel(decay=-1).mean()):.1f} at the largest.",
+            f" linear network, the minimum is smaller by the decay than what is to be fitted, and 0 where that would be negative. As many as that are left in {summary['collapse_agreement']:.0%} of the runs of both.",
+            f"For tanh networks there is no such prediction: their units of the tanh networks read {float(data['directions'].isel(decay=0).mean()):.1f} directions at the smallest decay and {float(data['directions'].isel(decay=-1).mean()):.1f} at the largest.",
         ],
         tables=[
             Table(

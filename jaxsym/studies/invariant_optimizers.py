@@ -25,8 +25,8 @@ from jaxsym.training import make_train
 NET = MLP((16, 10), "relu")
 BATCH = 128
 OPTIMIZERS: dict[str, tuple[float, ...]] = {
-    "SGD": (0.03, 0.1, 0.3),
-    "balanced SGD": (0.03, 0.1, 0.3),
+    "SGD": (0.1, 0.3, 1.0),
+    "balanced SGD": (0.1, 0.3, 1.0),
     "path-SGD": (0.3, 1.0, 3.0),
 }
 """With the learning rates that are tried: each optimizer's best, on balanced starts, is shown."""

@@ -10,6 +10,8 @@ from jaxsym import plots
 from jaxsym.studies.study import Picture, Section, Table, listed
 
 FLOOR = 1e-18  # of what is drawn on a logarithmic axis
+HARMED = 1.05
+"""A ratio of median losses, unbalanced over balanced starts, above which a start counts as worse."""
 ROUNDING = 1e-11
 """Relative errors up to this, after some dozens of steps in float64, are rounding."""
 
@@ -43,20 +45,28 @@ def _curves(data: xr.Dataset, chosen: xr.DataArray) -> Section:
             )
         )
         ratio = float(last.sel(start=starts[1]) / last.sel(start=starts[0]))
-        (harmed if ratio > 1.2 else unharmed).append(f"{name} ({ratio:.2f})")
+        errors = " to ".join(f"{float(error.sel(start=s)):.1%}" for s in starts)
+        (harmed if ratio > HARMED else unharmed).append(f"{name} ({ratio:.2f} times the loss; test error {errors})")
     axes[0].set_ylabel("training loss")
     plots.legend(axes[0])
     lead = (
         f"{data.sizes['network']} networks of each optimizer and start learn the digits. An unbalanced start is a balanced one whose units have been rescaled: the same function, elsewhere on"
-        " its orbit. Each optimizer has the rate that does best on balanced starts."
+        " its orbit. Each optimizer has the rate that does best on balanced starts, of "
+        + listed(
+            [
+                f"{' / '.join(f'{rate:g}' for rate in data['tried'].sel(optimizer=name).values)} for {name}"
+                for name in names
+            ]
+        )
+        + "."
     )
     said = [lead]
     if harmed:
         said.append(
-            f"Unbalanced starts end with a larger loss (ratio of medians in brackets, more than 1.2) under {listed(harmed)}."
+            f"From unbalanced starts instead of balanced ones it ends worse under {listed(harmed)}, in the median."
         )
     if unharmed:
-        said.append(f"They end alike, or lower, under {listed(unharmed)}.")
+        said.append(f"It ends no worse, within {HARMED - 1:.0%}, under {listed(unharmed)}.")
     return Section(
         "Balanced and unbalanced starts",
         said,
@@ -92,7 +102,7 @@ def _commutes(data: xr.Dataset, summary: Mapping[str, Any]) -> Section:
         [
             f"Path-SGD commutes with rescaling: trained and then rescaled, or rescaled and then trained, its parameters differ by at most {exact:.1e}"
             f" ({'rounding' if exact < ROUNDING else 'more than rounding'}); those of SGD by {summary['sgd_commutation_error']:.1e} in the median.",
-            f"Balanced SGD forgets where on the orbit it began: both ways give the same outputs, to {summary['balanced_output_error']:.1e}. After balancing the largest"
+            f"Balanced SGD forgets where on the orbit it began: its parameters differ, as they are balanced after one way and not after the other, and both give the same outputs, to {summary['balanced_output_error']:.1e}. After balancing the largest"
             f" charge is {summary['balanced_charge_max']:.1e}.",
         ],
         pictures=[

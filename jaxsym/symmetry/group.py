@@ -213,6 +213,7 @@ class Symmetry:
                 many = got is not None and got[len(got) - len(shape) :] == shape and len(got) > len(shape)
                 said = "is missing" if got is None else f"has shape {got}"
                 remedy = "map over the leading axes with jax.vmap" if many else "discover it again for this network"
+                remedy = f"give the params of this {type(params).__name__}" if hasattr(params, "params") else remedy
                 msg = f"{name} {said}, the group was found on {shape}: {remedy}."
                 raise ValueError(msg)
         return found

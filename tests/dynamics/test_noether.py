@@ -190,6 +190,18 @@ def test_a_group_without_continuous_part_has_none():
     assert momenta(js.discover(net.apply, params, x))(params, params).shape == (0,)
 
 
+def test_a_snapshot_is_no_pytree_of_parameters():
+    net, x = js.models.MLP((4, 2), "relu"), jnp.ones((5, 3))
+    params = net.init(KEY, x)
+    found = charges(js.discover(net.apply, params, x))
+    cost = lambda p, batch, key: jnp.mean(net.apply(p, x) ** 2)  # noqa: E731
+    train = js.make_train(lambda key: params, cost, optax.sgd(0.1), steps=2, probes={"charges": found})
+    with pytest.raises(ValueError, match="give the params of this Snapshot"):
+        train(KEY)
+    assert repr(found).startswith("4 charges: 4 quadratic, 0 linear")
+    assert repr(momenta(found.sym)) == "0 momenta"
+
+
 def test_bad_input():
     with pytest.raises(TypeError, match="charges: sym is of type dict, expected a Symmetry"):
         charges({})

@@ -360,6 +360,18 @@ def test_paths_are_found_inside_jit():
     assert int(jax.jit(opt.init)({"a": jnp.ones((2, 3)), "b": jnp.ones((3, 1))})) == 0
 
 
+def test_a_group_of_another_loss_is_refused():
+    net, x = js.models.MLP((4, 1), "relu"), jax.random.normal(KEY, (20, 3))
+    params = perturbed(KEY, net.init(KEY, x))
+    sym = js.discover(net.apply, params, x)
+    plain = lambda p: jnp.mean((net.apply(p, x) - 1) ** 2)  # noqa: E731
+    solved = lambda p: jnp.mean((net.apply(p, x) - net.apply(params, x)) ** 2)  # noqa: E731
+    for loss in (plain, solved):
+        assert teleport(sym, loss, params, **BRIEF).change < 1e-5
+    with pytest.raises(ValueError, match=r"teleport: the loss changes by .*weight decay belongs into the optimizer"):
+        teleport(sym, lambda p: plain(p) + 0.1 * optax.tree.norm(p, squared=True), params, **BRIEF)
+
+
 def test_bad_input():
     net, x = js.models.MLP((4, 1), "relu"), jnp.ones((5, 3))
     params = net.init(KEY, x)
