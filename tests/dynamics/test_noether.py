@@ -195,9 +195,8 @@ def test_a_snapshot_is_no_pytree_of_parameters():
     params = net.init(KEY, x)
     found = charges(js.discover(net.apply, params, x))
     cost = lambda p, batch, key: jnp.mean(net.apply(p, x) ** 2)  # noqa: E731
-    train = js.make_train(lambda key: params, cost, optax.sgd(0.1), steps=2, probes={"charges": found})
     with pytest.raises(ValueError, match="give the params of this Snapshot"):
-        train(KEY)
+        js.make_train(lambda key: params, cost, optax.sgd(0.1), steps=2, probes={"charges": found})(KEY)
     assert repr(found).startswith("4 charges: 4 quadratic, 0 linear")
     assert repr(momenta(found.sym)) == "0 momenta"
 

@@ -56,5 +56,5 @@ def test_the_page_says_the_figures(folder, results):
 
 
 def test_bad_config():
-    with pytest.raises(ValueError, match="kind 'relu 2-3-4' is unknown"):
+    with pytest.raises(ValueError, match="unknown kind 'relu 2-3-4': did you mean relu 2-3-2"):
         Config(kinds="relu 2-3-4")
