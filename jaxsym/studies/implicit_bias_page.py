@@ -150,7 +150,7 @@ def _collapse(data: xr.Dataset, summary: Mapping[str, Any], predicted: Mapping[f
         [
             "A unit whose signs can be flipped is its own mirror image at 0, where its gradient vanishes: weight decay pulls it there, and what it gives to the loss is all that holds it. For products u v, and for the singular values of a"
             f" linear network, the minimum is smaller by the decay than what is to be fitted, and 0 where that would be negative. As many as that are left in {summary['collapse_agreement']:.0%} of the runs of both.",
-            f"For tanh networks there is no such prediction: their units of the tanh networks read {float(data['directions'].isel(decay=0).mean()):.1f} directions at the smallest decay and {float(data['directions'].isel(decay=-1).mean()):.1f} at the largest.",
+            f"For tanh networks there is no such prediction: their units read {float(data['directions'].isel(decay=0).mean()):.1f} directions at the smallest decay and {float(data['directions'].isel(decay=-1).mean()):.1f} at the largest.",
         ],
         tables=[
             Table(
