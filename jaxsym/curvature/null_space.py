@@ -268,11 +268,11 @@ def flat(
 
 
 def _balancing(sym: Symmetry, point: Point) -> Float[Array, " P"]:
-    """The factor of each parameter on the way to the balanced point of the orbit."""
+    """The factor of each parameter on the way to the balanced point of the orbit, at which units that have none are of size 1."""
     ones = jnp.ones_like(point.at)
     if not numbers(sym, "scaling"):
         return ones
-    factors = ravel_pytree(sym.act(balancing_element(sym, point.back(point.at)), point.back(ones)))[0]
+    factors = ravel_pytree(sym.act(balancing_element(sym, point.back(point.at), pinned=True), point.back(ones)))[0]
     return jnp.where(jnp.isfinite(factors).all() & (factors > 0).all(), factors, ones)
 
 

@@ -21,7 +21,7 @@ from jaxsym.symmetry.scales import balancing_element
 
 Loss = Callable[[PyTree], Float[Array, ""]]
 ALIKE = 1e-2  # relative difference up to which two states are one
-SAME = 1e-2  # relative change of a loss that counts as one; in half precision it may be that large
+SAME = 10.0  # relative change of a loss that counts as one, in square roots of the rounding
 SIGNS = 16  # vectors of signs, by which squares are carried
 
 
@@ -198,7 +198,7 @@ def teleport(
     gain = jnp.where(value > first, value - first, 0)
     moved = sym.act(element, params)
     change = _changed(loss, params, moved)
-    if not isinstance(change, jax.core.Tracer) and change > SAME:
+    if not isinstance(change, jax.core.Tracer) and change > SAME * jnp.finfo(change.dtype).eps ** 0.5:
         msg = (
             f"teleport: the loss changes by {change:.1e} of its size along the orbit, expected a group that leaves it as it is: js.discover of this loss,"
             " or of its network (weight decay belongs into the optimizer)."
@@ -441,7 +441,7 @@ def _expect_gradients(inner: optax.GradientTransformationExtraArgs, params: PyTr
 
     def drawn(name: str) -> PyTree:
         each = [normal(f"{name} {i}", math.prod(shape)).reshape(shape) for i, shape in enumerate(leaves)]
-        dtypes = [jnp.result_type(leaf) for leaf in jax.tree.leaves(params)]
+        dtypes = [jnp.promote_types(jnp.result_type(leaf), jnp.float32) for leaf in jax.tree.leaves(params)]
         return jax.tree.unflatten(structure, [jnp.asarray(x, dtype) for x, dtype in zip(each, dtypes, strict=True)])
 
     with jax.ensure_compile_time_eval():
@@ -463,7 +463,9 @@ def _expect_gradients(inner: optax.GradientTransformationExtraArgs, params: PyTr
             found = [(one, other) for one, other in pairs if jnp.issubdtype(jnp.result_type(one), jnp.floating)]
             if any(isinstance(leaf, jax.core.Tracer) for pair in found for leaf in pair):
                 return None  # a rate that is traced
-            return any(float(jnp.abs(a - b).max()) > ALIKE * float(jnp.abs(b).max()) for a, b in found)
+            return not all(
+                float(jnp.abs(a - b).max(initial=0)) <= ALIKE * float(jnp.abs(b).max(initial=0)) for a, b in found
+            )
 
         if all(differs(size) for size in (1e2, 1e-4)):
             msg = (

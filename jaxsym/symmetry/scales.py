@@ -19,8 +19,6 @@ STEPS = 200
 """At most; a dozen do, unless the factors are far from 1."""
 AWAY = 0.1
 """A unit whose logarithm moves by more in a step of Newton's method, though its gradient is rounding, has no balance."""
-AWAY = 0.1
-"""A unit whose logarithm moves by more in a step of Newton's method, though its gradient is rounding, has no balance."""
 SWEEPS = 1000
 """Of equal ranges, at most."""
 
@@ -51,6 +49,28 @@ def loose(sym: Symmetry, counted: Mapping[str, Any]) -> list[int]:
 def least(
     sym: Symmetry, params: Mapping[str, Array], counted: Mapping[str, Any], moving: Sequence[int], *, pinned: bool
 ) -> tuple[Parts, Parts]:
+    """Some rescalings, to the least sum of squares over the counted entries, and the gradient that is left; what shares no leaf by itself."""
+    found = [_least(sym, params, counted, group, pinned=pinned) for group in _groups(sym, moving)]
+    return {i: part for point, _ in found for i, part in point.items()}, {
+        i: part for _, left in found for i, part in left.items()
+    }
+
+
+def _groups(sym: Symmetry, moving: Sequence[int]) -> list[list[int]]:
+    """The factors, those together that share a leaf, and those that share one with these."""
+    groups: list[tuple[set[str], list[int]]] = []
+    for i in moving:
+        paths, members = {path for _, path, _ in slots(sym, [i])}, [i]
+        for group in [group for group in groups if group[0] & paths]:
+            groups.remove(group)
+            paths, members = paths | group[0], [*group[1], *members]
+        groups.append((paths, members))
+    return [sorted(members) for _, members in groups]
+
+
+def _least(
+    sym: Symmetry, params: Mapping[str, Array], counted: Mapping[str, Any], moving: Sequence[int], *, pinned: bool
+) -> tuple[Parts, Parts]:
     """Some rescalings, to the least sum of squares over the counted entries, and the gradient that is left.
 
     That sum is convex in the logarithms of the factors (a geometric programme). A unit that could shrink for ever, as its entries all grow with one
@@ -62,8 +82,9 @@ def least(
     Newton with the step of Sun, Tran-Dinh 2019, arXiv:1703.04599, equation 9: the sum is generalised self-concordant of order 2 with the constant 2 in the seminorm
     ``max |log of the factor of an entry|``.
     """
-    sizes = {path: jnp.where(counted[path], jnp.abs(params[path]), 0) for path in {p for _, p, _ in slots(sym, moving)}}
-    dtype = jnp.promote_types(jnp.result_type(*sizes.values()) if sizes else float, jnp.float32)
+    paths = dict.fromkeys(path for _, path, _ in slots(sym, moving))
+    sizes = {path: jnp.where(counted[path], jnp.abs(params[path]), 0) for path in paths}
+    dtype = jnp.promote_types(jnp.result_type(*sizes.values()), jnp.float32)
     sizes = {path: size.astype(dtype) for path, size in sizes.items()}
     there = {path: (size > 0).astype(dtype) for path, size in sizes.items()}
     grow = _each(sym, there, moving, lambda exponent: max(exponent, 0.0))
@@ -129,8 +150,6 @@ def least(
         return point, {i: (jnp.abs(step[i]) > AWAY) & (left < 32 * jnp.finfo(dtype).eps) for i in moving}
 
     still = {i: jnp.zeros(sym.factors[i].shape, dtype) for i in moving}
-    if not moving:
-        return still, still
 
     def again(state: tuple[Parts, Parts], _: None) -> tuple[tuple[Parts, Parts], None]:
         point, held = state
@@ -183,8 +202,8 @@ def balance(sym: Symmetry, params: PyTree, norm: float = 2) -> PyTree:
     return sym.act(element, params) if numbers(sym, "scaling") else params
 
 
-def balancing_element(sym: Symmetry, params: PyTree, norm: float = 2) -> Element:
-    """The element of :func:`balance`."""
+def balancing_element(sym: Symmetry, params: PyTree, norm: float = 2, *, pinned: bool = False) -> Element:
+    """The element of :func:`balance`; ``pinned`` for that of :func:`least`, in which a unit without balance has a size, too."""
     if norm not in (2, math.inf):
         msg = f"balance: norm is {norm!r}, expected 2 or math.inf."
         raise ValueError(msg)
@@ -193,7 +212,7 @@ def balancing_element(sym: Symmetry, params: PyTree, norm: float = 2) -> Element
         return sym.identity()
     leaves = sym.leaves(params)
     if norm == 2:
-        parts, _ = least(sym, leaves, dict.fromkeys(sym.shapes, np.True_), moving, pinned=False)
+        parts, _ = least(sym, leaves, dict.fromkeys(sym.shapes, np.True_), moving, pinned=pinned)
     else:
         parts = _equal_ranges(sym, leaves, moving)
     return tuple(parts.get(i, part) for i, part in enumerate(sym.identity()))

@@ -380,7 +380,10 @@ class Algebra:
         shared = {c: core.child_map[position] for position, c in enumerate(core.out_map) if c is not None}
         found, place = core.child, tuple(None if c is None else shared[c] for c in place)
         if stop - start != put.before:
-            _, found, place = self._block(Cut(op.axis, start - put.start, stop - put.start, op.rank), found, place)  # type: ignore[misc]
+            inside = self._block(Cut(op.axis, start - put.start, stop - put.start, op.rank), found, place)
+            if inside is None:
+                return None
+            _, found, place = inside
         if stop - start != op.stop - op.start:
             target = Put(op.axis, start - op.start, op.rank, stop - start, op.stop - op.start)
             _, found, place = self._block(target, found, place)  # type: ignore[misc]

@@ -358,6 +358,26 @@ def test_ranks_are_the_same_along_the_orbit(factor):
     np.testing.assert_allclose(there.outside, here.outside, atol=1e-9)
 
 
+@pytest.mark.parametrize("factor", [1e3, 1e6])
+@pytest.mark.parametrize("silent", [slice(0, 1), slice(None)])
+def test_units_that_nothing_reads_are_taken_at_size_one(silent, factor):
+    net, x, params, _ = case((3, 4, 2), "relu", use_bias=False)
+    kernels = [params["params"][f"Dense_{i}"]["kernel"] for i in range(2)]
+    y = net.apply(params, x) if silent.stop else jax.random.normal(KEY, (60, 2))
+
+    def found(size):
+        layers = [kernels[0].at[:, silent].mul(size), kernels[1].at[silent].set(0)]
+        at = {"params": {f"Dense_{i}": {"kernel": layer} for i, layer in enumerate(layers)}}
+        target = net.apply(at, x) if silent.stop else y
+        return flat(lambda p: jnp.mean((net.apply(p, x) - target) ** 2), at, js.discover(net.apply, params, x))
+
+    near, far = found(1.0), found(factor)
+    assert min(near.gap, far.gap) > 1e6
+    told = ("rank", "negative", "critical", "contained", "unexplained")
+    assert [int(getattr(near, name)) for name in told] == [int(getattr(far, name)) for name in told]
+    assert bool(far.critical) == bool(silent.stop)
+
+
 def test_a_dead_unit_of_any_size_makes_no_point_critical():
     net, x, params, _ = case((3, 4, 2), "relu")
     layers = params["params"]

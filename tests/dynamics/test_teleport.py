@@ -347,6 +347,18 @@ def test_what_can_be_carried_is_not(optimizer):
     assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(updates))
 
 
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_states_are_tried_in_single_precision_at_least(dtype):
+    scaled = js.Symmetry.from_action(lambda t, p: p | {"u": p["u"] * jnp.exp(t[0]), "v": p["v"] * jnp.exp(-t[0])}, 1)
+    params = {"u": jnp.ones(2, dtype), "v": jnp.ones(2, dtype), "none": jnp.ones((0, 3), dtype)}
+    loss = lambda p: jnp.sum((p["u"] * p["v"] - 3) ** 2)  # noqa: E731
+    for fine in (optax.adagrad(0.1), optax.yogi(0.1), optax.adam(0.1)):
+        teleporting(fine, scaled, loss, every=1).init(params)
+    decayed = teleporting(optax.chain(optax.add_decayed_weights(0.1), optax.sgd(0.1, 0.9)), scaled, loss, every=1)
+    with pytest.raises(ValueError, match="does not move as gradients"):
+        decayed.init(params)
+
+
 def test_a_rate_may_be_traced():
     scaled = js.Symmetry.from_action(lambda t, p: p * jnp.exp(t[0] * jnp.array([1.0, -1])), 1)
     loss = lambda p: (p[0] * p[1] - 3) ** 2  # noqa: E731
@@ -370,6 +382,11 @@ def test_a_group_of_another_loss_is_refused():
         assert teleport(sym, loss, params, **BRIEF).change < 1e-5
     with pytest.raises(ValueError, match=r"teleport: the loss changes by .*weight decay belongs into the optimizer"):
         teleport(sym, lambda p: plain(p) + 0.1 * optax.tree.norm(p, squared=True), params, **BRIEF)
+    half = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params)
+    assert teleport(sym, plain, half, radius=0.1, **BRIEF).change < 0.1
+    decayed = lambda p: plain(p) + 1e-2 * optax.tree.norm(p, squared=True)  # noqa: E731
+    with jax.enable_x64(True), pytest.raises(ValueError, match="the loss changes by"):
+        teleport(sym, decayed, wide(params), radius=0.1, **BRIEF)
 
 
 def test_bad_input():

@@ -267,6 +267,25 @@ def test_units_that_can_only_shrink_together_stay(silent):
         assert float(jnp.abs(js.dynamics.charges(sym)(js.symmetry.balance(sym, params))).max()) < 1e-13
 
 
+@pytest.mark.parametrize("factor", [1.0, 1e4])
+def test_units_stay_whatever_else_there_is(factor):
+    def beside(p, x):
+        return recurrent(p["r"], x) + jax.nn.relu(x[:, 0] @ p["a"]) @ p["b"]
+
+    with jax.enable_x64(True):
+        params = {"r": weights(a=(2, 3), w=(3, 3), c=(3, 2)), **weights(b=(3, 2), a=(2, 3))}
+        sym = js.discover(beside, params, jnp.ones((4, 3, 2)))
+        once = {
+            "r": params["r"] | {"c": 0 * params["r"]["c"]},
+            "a": factor * params["a"],
+            "b": params["b"] / factor,
+        }
+        even = js.symmetry.balance(sym, once)
+        chex.assert_trees_all_equal(even["r"], once["r"])
+        np.testing.assert_allclose((even["a"] ** 2).sum(0), (even["b"] ** 2).sum(1), rtol=1e-12)
+        assert any(bool(tie.any()) for tie in js.canonicalize(sym, once).ties)
+
+
 def chain(p, x):
     for k in range(len(p)):
         x = x @ p[f"w{k}"]

@@ -86,6 +86,18 @@ TRAPS = {
         (X,),
         {("scaling", 4, 1): 1, ("permutation", 4, 1): 1},
     ),
+    "a cut across two leaves": (
+        lambda p, x: jax.nn.softmax(jnp.concatenate([p["b"], p["c"]])[2:5] + x),
+        {"b": normal(3), "c": normal(4)},
+        (X,),
+        {("translation", 2, 1): 2, ("general_linear", 2, 1): 2},
+    ),
+    "a cut across two products": (
+        lambda p, x: jax.nn.softmax(jnp.concatenate([x @ p["w"], x @ p["v"]], -1)[:, 1:4] + p["b"]),
+        {"w": normal(3, 3), "v": normal(3, 3), "b": normal(3)},
+        (X,),
+        {("translation", 2, 3): 1, ("translation", 1, 1): 1, ("translation", 3, 1): 1, ("general_linear", 2, 1): 1},
+    ),
     "rows that do not exist are one": (
         lambda p, t: jax.nn.relu(looked_up(p, t, 1.0) + p["q"]) @ p["c"],
         ROWS,
