@@ -196,9 +196,10 @@ def teleport(
     at = jnp.where(value > first, at, still)
     element = sym.exp(at)
     gain = jnp.where(value > first, value - first, 0)
-    moved = sym.act(element, params)
+    moved = jax.tree.map(jnp.asarray, sym.act(element, params))
     change = _changed(loss, params, moved)
-    if not isinstance(change, jax.core.Tracer) and change > SAME * jnp.finfo(change.dtype).eps ** 0.5:
+    rounding = max(float(jnp.finfo(leaf.dtype).eps) for leaf in (change, *jax.tree.leaves(moved)))
+    if not isinstance(change, jax.core.Tracer) and change > SAME * rounding**0.5:
         msg = (
             f"teleport: the loss changes by {change:.1e} of its size along the orbit, expected a group that leaves it as it is: js.discover of this loss,"
             " or of its network (weight decay belongs into the optimizer)."
