@@ -372,23 +372,30 @@ def test_paths_are_found_inside_jit():
     assert int(jax.jit(opt.init)({"a": jnp.ones((2, 3)), "b": jnp.ones((3, 1))})) == 0
 
 
-def test_a_group_of_another_loss_is_refused():
-    net, x = js.models.MLP((4, 1), "relu"), jax.random.normal(KEY, (20, 3))
-    params = perturbed(KEY, net.init(KEY, x))
-    sym = js.discover(net.apply, params, x)
-    plain = lambda p: jnp.mean((net.apply(p, x) - 1) ** 2)  # noqa: E731
-    solved = lambda p: jnp.mean((net.apply(p, x) - net.apply(params, x)) ** 2)  # noqa: E731
-    for is_wide in (False, True):  # parameters in float32, whatever the loss is computed in
-        with jax.enable_x64(is_wide):
-            for loss in (plain, solved):
-                assert teleport(sym, loss, params, **BRIEF).change < 1e-3
-    with pytest.raises(ValueError, match=r"teleport: the loss changes by .*weight decay belongs into the optimizer"):
-        teleport(sym, lambda p: plain(p) + 0.1 * optax.tree.norm(p, squared=True), params, **BRIEF)
-    half = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params)
-    assert teleport(sym, plain, half, radius=0.1, **BRIEF).change < 0.1
-    decayed = lambda p: plain(p) + 1e-2 * optax.tree.norm(p, squared=True)  # noqa: E731
-    with jax.enable_x64(True), pytest.raises(ValueError, match="the loss changes by"):
-        teleport(sym, decayed, wide(params), radius=0.1, **BRIEF)
+@pytest.mark.parametrize("is_wide", [False, True])
+def test_a_group_of_another_loss_is_refused(is_wide):
+    """With parameters in float32 whatever the loss is computed in, in half and in double precision."""
+    net = js.models.MLP((4, 1), "relu")
+    with jax.enable_x64(is_wide):
+        x = jax.random.normal(KEY, (20, 3), "float32")
+        params = perturbed(KEY, net.init(KEY, x))
+        sym = js.discover(net.apply, params, x)
+        plain = lambda p: jnp.mean((net.apply(p, x) - 1) ** 2)  # noqa: E731
+        solved = lambda p: jnp.mean((net.apply(p, x) - net.apply(params, x)) ** 2)  # noqa: E731
+        for loss in (plain, solved):
+            assert teleport(sym, loss, params, **BRIEF).change < 1e-3
+        decayed = lambda p: plain(p) + 0.1 * optax.tree.norm(p, squared=True)  # noqa: E731
+        with pytest.raises(
+            ValueError, match=r"teleport: the loss changes by .*weight decay belongs into the optimizer"
+        ):
+            teleport(sym, decayed, params, **BRIEF)
+        if is_wide:
+            slightly = lambda p: plain(p) + 1e-2 * optax.tree.norm(p, squared=True)  # noqa: E731
+            with pytest.raises(ValueError, match="the loss changes by"):
+                teleport(sym, slightly, wide(params), radius=0.1, **BRIEF)
+        else:
+            half = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params)
+            assert teleport(sym, plain, half, radius=0.1, **BRIEF).change < 0.1
 
 
 def test_bad_input():
