@@ -161,7 +161,7 @@ def charges(sym: Symmetry, *, frozen: Iterable[str] = ()) -> Charges:
         missing += [Missing(", ".join(names), left, CROOKED)] if left else []
     return Charges(
         sym,
-        tuple(name for part in parts for name in part.names),
+        _distinct(name for part in parts for name in part.names),
         np.repeat([part.degree for part in parts], [len(part.names) for part in parts]).astype(int),
         np.concatenate([np.zeros((0, sym.dim)), *rows]),
         tuple(missing),
@@ -263,6 +263,13 @@ def _together(sym: Symmetry, numbers: list[int]) -> _Part | None:
     coordinates = np.zeros((len(weights), sym.dim))
     coordinates[:, own] = weights
     return _Part(tuple(_sum(row, units) for row in weights), coordinates, 1, value)
+
+
+def _distinct(names: Iterable[str]) -> tuple[str, ...]:
+    """Names, numbered where several translations of one leaf have the same."""
+    found = list(names)
+    again = [found[:i].count(name) for i, name in enumerate(found)]
+    return tuple(f"{name} ({n + 1})" if n else name for name, n in zip(found, again, strict=True))
 
 
 def _sum(weights: np.ndarray, units: list[str]) -> str:
@@ -445,7 +452,7 @@ def momenta(sym: Symmetry) -> Momenta:
     if together is not None:
         names += together.names
         rows.append(together.coordinates)
-    return Momenta(sym, tuple(names), np.concatenate([np.zeros((0, sym.dim)), *rows]))
+    return Momenta(sym, _distinct(names), np.concatenate([np.zeros((0, sym.dim)), *rows]))
 
 
 def _turning(factor: Factor) -> np.ndarray | None:
