@@ -1,5 +1,7 @@
 """Pages in a browser, at the width of a desktop and of a phone: they fit, their tables sort, and nothing goes wrong."""
 
+import dataclasses
+
 import pytest
 import xarray as xr
 
@@ -71,8 +73,9 @@ def test_the_page_of_a_study_fits(tmp_path, monkeypatch):
     picture = Picture("wide", figure, "A caption.", "A wide picture.")
     table = Table([f"heading {i}" for i in range(20)], [["number"] * 20], "A wide table.")
     sections = [Section("A section", ["word " * 100 + "x" * 300], [table], [picture])]
+    config = dataclasses.make_dataclass("Config", [("networks", int, 3)], frozen=True)()
     study = Study(
-        "a study", None, None, lambda config, progress: None, lambda data: {"k" * 90: 1.5}, lambda data: sections
+        "a study", config, config, lambda config, progress: None, lambda data: {"k" * 90: 1.5}, lambda data: sections
     )
     monkeypatch.setattr(studies, "load", lambda name: study)
     attributes = {
