@@ -435,15 +435,15 @@ def _expect_gradients(inner: optax.GradientTransformationExtraArgs, params: PyTr
     Of gradients so large that what a state begins with does not count, or so small that nothing is clipped; parameters so large that they would be
     seen.
     """
-    shapes = jax.tree.map(lambda leaf: tuple(min(size, 3) for size in jnp.shape(leaf)), params)
-    leaves, structure = jax.tree.flatten(
-        shapes, is_leaf=lambda node: isinstance(node, tuple) and all(map(_is_int, node))
-    )
+    leaves, structure = jax.tree.flatten(params)
 
     def drawn(name: str) -> PyTree:
-        each = [normal(f"{name} {i}", math.prod(shape)).reshape(shape) for i, shape in enumerate(leaves)]
-        dtypes = [jnp.promote_types(jnp.result_type(leaf), jnp.float32) for leaf in jax.tree.leaves(params)]
-        return jax.tree.unflatten(structure, [jnp.asarray(x, dtype) for x, dtype in zip(each, dtypes, strict=True)])
+        found = []
+        for i, leaf in enumerate(leaves):
+            shape = tuple(min(size, 3) for size in jnp.shape(leaf))
+            noise = normal(f"{name} {i}", math.prod(shape)).reshape(shape)
+            found.append(jnp.asarray(noise, jnp.promote_types(jnp.result_type(leaf), jnp.float32)))
+        return jax.tree.unflatten(structure, found)
 
     with jax.ensure_compile_time_eval():
         factors = jax.tree.map(jnp.exp, drawn("factor"))
@@ -474,7 +474,3 @@ def _expect_gradients(inner: optax.GradientTransformationExtraArgs, params: PyTr
                 " among it), so that it cannot be carried along an orbit; take sgd, momentum, adam, adamw or rmsprop without momentum."
             )
             raise ValueError(msg)
-
-
-def _is_int(size: Any) -> bool:
-    return isinstance(size, int)

@@ -85,6 +85,7 @@ def _least(
     paths = dict.fromkeys(path for _, path, _ in slots(sym, moving))
     sizes = {path: jnp.where(counted[path], jnp.abs(params[path]), 0) for path in paths}
     dtype = jnp.promote_types(jnp.result_type(*sizes.values()), jnp.float32)
+    eps = jnp.finfo(dtype).eps
     sizes = {path: size.astype(dtype) for path, size in sizes.items()}
     there = {path: (size > 0).astype(dtype) for path, size in sizes.items()}
     grow = _each(sym, there, moving, lambda exponent: max(exponent, 0.0))
@@ -142,12 +143,11 @@ def _least(
 
         def going(state: tuple[Parts, Parts, Array, Array, Array]) -> Array:
             _, _, size, left, count = state
-            lost = (size > AWAY) & (left < 32 * jnp.finfo(dtype).eps)
-            return (size > 8 * jnp.finfo(dtype).eps) & ~lost & (count < STEPS)
+            return (size > 8 * eps) & ~((size > AWAY) & (left < 32 * eps)) & (count < STEPS)
 
         large = jnp.array(jnp.inf, dtype)
         point, step, _, left, _ = jax.lax.while_loop(going, body, (start, start, large, large, jnp.array(0)))
-        return point, {i: (jnp.abs(step[i]) > AWAY) & (left < 32 * jnp.finfo(dtype).eps) for i in moving}
+        return point, {i: (jnp.abs(step[i]) > AWAY) & (left < 32 * eps) for i in moving}
 
     still = {i: jnp.zeros(sym.factors[i].shape, dtype) for i in moving}
 
