@@ -1,0 +1,168 @@
+"""Flax layers that commute with a group: their weights are shared, so that gradients of linked weights add up in the shared parameter."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from jaxsym.equivariant.bases import basis
+from jaxsym.equivariant.representations import Representation
+
+
+class TiedDense(nn.Module):
+    """``y = (alpha I + beta 11' / n) x + gamma 1``: what is linear and commutes with all permutations of the last axis.
+
+    Parameters ``alpha``, ``beta`` and, with ``use_bias``, ``gamma`` are numbers; with ``features``, matrices ``[channels, features]`` and a vector. Inputs may
+    be of any length ``n``; the sum is taken as a mean, so that outputs are of one size for all of them.
+
+    Parameters
+    ----------
+    features
+        Channels of the outputs, where inputs are ``[..., channels, n]``; None where they are ``[..., n]``.
+    use_bias
+        Whether there is a bias.
+
+    Notes
+    -----
+    *Source*: Zaheer et al. 2017, lemma 3, arXiv:1703.06114.
+
+    Examples
+    --------
+    >>> layer = TiedDense()
+    >>> params = layer.init(jax.random.key(0), jnp.ones(5))
+    >>> sorted(params["params"]), layer.apply(params, jnp.ones((7, 5))).shape
+    (['alpha', 'beta', 'gamma'], (7, 5))
+    >>> TiedDense(8).init_with_output(jax.random.key(0), jnp.ones((7, 3, 5)))[0].shape
+    (7, 8, 5)
+    """
+
+    features: int | None = None
+    use_bias: bool = True
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*batch n"]) -> Float[Array, "*batch n"]:
+        """Outputs of the same length."""
+        _expect_axis(x, None, self.features, "TiedDense")
+        alpha, beta = (_weights(self, name, self.features, x) for name in ("alpha", "beta"))
+        mean = x.mean(-1, keepdims=True)
+        y = alpha * x + beta * mean if self.features is None else _mixed(alpha, x) + _mixed(beta, mean)
+        if not self.use_bias:
+            return y
+        shape = () if self.features is None else (self.features, 1)
+        return y + self.param("gamma", jax.nn.initializers.zeros, shape, x.dtype)
+
+
+class TiedQuadratic(nn.Module):
+    """``y = (A x) . x + B x + C``: what is quadratic and commutes with all permutations of the last axis.
+
+    With ``s`` the mean of the inputs and ``q`` that of their squares, ``y_k = a0 x_k^2 + a1 x_k s + a2 s^2 + a3 q + b0 x_k + b1 s + c``: seven parameters from
+    three inputs on; six for two, where ``q`` depends on the other three, and three for one.
+
+    Notes
+    -----
+    *Source*: Yan King Yin 2019, "Symmetric neural networks", whose colours are more than these.
+
+    Examples
+    --------
+    >>> layer = TiedQuadratic()
+    >>> params = layer.init(jax.random.key(0), jnp.ones(5))
+    >>> {name: leaf.shape for name, leaf in params["params"].items()}
+    {'quadratic': (4,), 'linear': (2,), 'constant': ()}
+    """
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*batch n"]) -> Float[Array, "*batch n"]:
+        """Outputs of the same shape."""
+        _expect_axis(x, None, None, "TiedQuadratic")
+        n = x.shape[-1]
+        mean, square = x.mean(-1, keepdims=True), (x**2).mean(-1, keepdims=True)
+        terms = [x**2, x * mean, mean**2, square][: {1: 1, 2: 3}.get(n, 4)]
+        normal = jax.nn.initializers.normal(0.5)
+        quadratic = self.param("quadratic", normal, (len(terms),), x.dtype)
+        linear = self.param("linear", normal, (min(n, 2),), x.dtype)
+        y = sum(a * term for a, term in zip(quadratic, terms, strict=True))
+        y += sum(b * term for b, term in zip(linear, [x, mean][:n], strict=True))
+        return y + self.param("constant", jax.nn.initializers.zeros, (), x.dtype)
+
+
+class EquivariantDense(nn.Module):
+    """``y = W x + b`` with ``W`` among all maps that commute with a group and ``b`` among all vectors that it leaves alone.
+
+    Parameters ``coefficients`` ``[basis(rep_in, rep_out).dimension]`` and, where there are such vectors, ``bias``; with ``features``,
+    ``[channels, features, dimension]`` and ``[features, ...]``.
+
+    Parameters
+    ----------
+    rep_in, rep_out
+        Representations of one group.
+    features
+        Channels of the outputs, where inputs are ``[..., channels, rep_in.size]``; None where they are ``[..., rep_in.size]``.
+    use_bias
+        Whether there is a bias.
+
+    Raises
+    ------
+    ValueError
+        If the inputs' last axis is not ``rep_in.size``, the representations are of different groups, or no map but 0 commutes.
+
+    Notes
+    -----
+    *Source*: Finzi, Welling, Wilson 2021, arXiv:2104.09459. Between such layers stands what commutes with the group too: any function of single coordinates
+    where the group permutes them, an odd one where it also flips signs.
+
+    Examples
+    --------
+    >>> from jaxsym.equivariant import S
+    >>> V = S(5).vector
+    >>> layer = EquivariantDense(V, V * V)
+    >>> params = layer.init(jax.random.key(0), jnp.ones(5))
+    >>> {name: leaf.shape for name, leaf in params["params"].items()}
+    {'coefficients': (5,), 'bias': (2,)}
+    >>> EquivariantDense(V, V, features=8).init_with_output(jax.random.key(0), jnp.ones((7, 3, 5)))[0].shape
+    (7, 8, 5)
+    """
+
+    rep_in: Representation
+    rep_out: Representation
+    features: int | None = None
+    use_bias: bool = True
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*batch inputs"]) -> Float[Array, "*batch outputs"]:
+        """Outputs ``[..., rep_out.size]``."""
+        maps = basis(self.rep_in, self.rep_out)
+        fixed = basis(maps.rep_out.group.scalar, maps.rep_out)
+        outputs, inputs = maps.shape
+        _expect_axis(x, inputs, self.features, f"EquivariantDense from {maps.rep_in.text()}")
+        if not maps.dimension:
+            msg = f"EquivariantDense: no map but 0 from {maps.rep_in.text()} to {maps.rep_out.text()} commutes with {maps.rep_in.group.name}; take other representations, such as tensor products."
+            raise ValueError(msg)
+        scale = float(np.sqrt(outputs / maps.dimension))  # outputs are of the inputs' size, as with a dense kernel
+        each = maps.map(scale * _weights(self, "coefficients", self.features, x, maps.dimension))
+        y = x @ each.T if self.features is None else jnp.einsum("...ci,cfoi->...fo", x, each)
+        if not self.use_bias or not fixed.dimension:
+            return y
+        leading = () if self.features is None else (self.features,)
+        bias = self.param("bias", jax.nn.initializers.zeros, (*leading, fixed.dimension), x.dtype)
+        return y + fixed.map(bias)[..., 0]
+
+
+def _weights(layer: nn.Module, name: str, features: int | None, x: Float[Array, "..."], *shape: int) -> Array:
+    """Normal weights, smaller the more channels they add up."""
+    leading = () if features is None else (x.shape[-2], features)
+    spread = 1.0 if features is None else x.shape[-2] ** -0.5
+    return layer.param(name, jax.nn.initializers.normal(spread), (*leading, *shape), x.dtype)
+
+
+def _mixed(weights: Float[Array, "c f"], x: Float[Array, "*batch c n"]) -> Float[Array, "*batch f n"]:
+    return jnp.einsum("...ci,cf->...fi", x, weights)
+
+
+def _expect_axis(x: Float[Array, "..."], size: int | None, features: int | None, who: str) -> None:
+    """Refuse inputs without the axes that a layer wants, or of another length."""
+    axes = 1 if features is None else 2
+    if jnp.ndim(x) < axes or (size is not None and x.shape[-1] != size):
+        channels = "" if features is None else "channels, "
+        msg = f"{who}: inputs have shape {jnp.shape(x)}, expected [..., {channels}{'n' if size is None else size}]."
+        raise ValueError(msg)
