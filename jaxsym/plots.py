@@ -96,6 +96,17 @@ def heat_map(
     return image
 
 
+def colour_tiles(ax: Axes, classes: Int[np.ndarray, "rows columns"], number: int) -> None:
+    """Tiles of one colour a class, of ``number`` classes in all, with its number (from 1) on each."""
+    ax.grid(visible=False)
+    ax.spines[:].set_visible(False)
+    shades = matplotlib.colormaps["turbo"](np.linspace(0.04, 0.96, max(number, 2)))
+    ax.imshow(0.45 * shades[classes][..., :3] + 0.55)
+    for row, column in np.ndindex(classes.shape):
+        ax.text(column, row, str(classes[row, column] + 1), ha="center", va="center", fontsize=8)
+    ax.set(xticks=[], yticks=[])
+
+
 class Scale(NamedTuple):
     """An axis of parallel coordinates: where each line crosses it, from 0 to 1, and its ticks in the same units."""
 

@@ -58,10 +58,8 @@ def colours(equations: Equations | Iterable[Equation]) -> Colours:
     >>> found = colours(linear(3))
     >>> found.number
     2
-    >>> found.tensor
-    array([[0, 1, 1],
-           [1, 0, 1],
-           [1, 1, 0]])
+    >>> found.tensor.tolist()
+    [[0, 1, 1], [1, 0, 1], [1, 1, 0]]
     >>> [colours(quadratic(n)).number for n in range(2, 7)]
     [6, 9, 11, 13, 15]
     """

@@ -55,7 +55,7 @@ class Group:
     Parameters
     ----------
     finite, lie
-        Matrices ``[n, n]``, all of one size; of the finite ones each must have an inverse.
+        Matrices ``[n, n]``, arrays or sparse ones of SciPy's, all of one size; of the finite ones each must have an inverse.
     name
         For messages.
     factors
@@ -83,8 +83,8 @@ class Group:
 
     def __init__(
         self,
-        finite: Sequence[Float[np.ndarray, "n n"]] = (),
-        lie: Sequence[Float[np.ndarray, "n n"]] = (),
+        finite: Sequence[Any] = (),
+        lie: Sequence[Any] = (),
         name: str = "a group",
         factors: "tuple[Group, ...]" = (),
     ) -> None:
@@ -103,8 +103,8 @@ class Group:
 
     def representation(
         self,
-        finite: Sequence[Float[np.ndarray, "m m"]] = (),
-        lie: Sequence[Float[np.ndarray, "m m"]] = (),
+        finite: Sequence[Any] = (),
+        lie: Sequence[Any] = (),
         name: str = "given",
     ) -> "Representation":
         """Another representation, by the matrices ``[m, m]`` of the generators, in the group's order.
@@ -322,7 +322,7 @@ class Tensor(Representation):
         """The Kronecker product."""
         moves = [part.finite(number) for part in self.parts]
         if all(isinstance(move, Signed) for move in moves):
-            return functools.reduce(_signed_product, moves)  # type: ignore[arg-type]
+            return functools.reduce(_signed_product, moves)
         return functools.reduce(lambda a, b: scipy.sparse.kron(a, b, "csr"), map(as_sparse, moves))
 
     def lie(self, number: int) -> scipy.sparse.csr_array:

@@ -1,0 +1,203 @@
+"""The page of the study ``equivariant_layers``: every sentence is computed from the dataset or the summary."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from jaxsym import plots
+from jaxsym.studies.study import Picture, Section, Table, listed
+
+NAMES = {"tied": "shared weights", "dense": "dense", "augmented": "dense, permuted data"}
+KINDS = {"activation": "tanh or ReLU units", "rate": "two learning rates of SGD"}
+
+
+def page(data: xr.Dataset, summary: Mapping[str, Any]) -> list[Section]:
+    """The sections, in the order in which one reads them."""
+    return [_colours(data, summary), _folded(data, summary), _sets(data, summary), _readers(data, summary)]
+
+
+def _colours(data: xr.Dataset, summary: Mapping[str, Any]) -> Section:
+    numbers = [int(n) for n in data["n"].values]
+    rows = [
+        (
+            f"{n}",
+            f"{int(data['linear_colours'].sel(n=n))}",
+            f"{int(data['linear_dimension'].sel(n=n))}",
+            f"{summary[f'colours_{n}']}",
+            f"{summary[f'colours_{n}'] / n**3:.1%}",
+            f"{summary[f'constrained_{n}']}",
+            f"{summary[f'equivariant_tensors_{n}']}",
+            f"{summary[f'equivariant_functions_{n}']}",
+        )
+        for n in numbers
+    ]
+    wide = [n for n in numbers if n > 2]
+    follows = all(summary[f"colours_{n}"] == 2 * n + 3 and summary[f"constrained_{n}"] == n + 4 for n in wide)
+    law = "2N + 3, and N + 4 with line 8, from N = 3 on" if follows else "not 2N + 3 and N + 4 everywhere"
+    size = data["quadratic_tensor"].sizes["k"]
+    figure, axes = plots.panels(2 * size, width=11, height=2.6, columns=size)
+    for row, (key, label) in enumerate((("quadratic_tensor", "colours"), ("equivariant_tensor", "orbits"))):
+        for k in range(size):
+            plots.colour_tiles(axes[row * size + k], data[key].values[k], int(data[key].max()) + 1)
+            axes[row * size + k].set_title(f"{label}, k = {k + 1}")
+    return Section(
+        "Colours are not yet symmetry",
+        [
+            "Exchange two inputs of a linear or quadratic map, and its outputs alike: which weights must be equal? The note's equations for that say which entries are one colour. For the linear map that is all there is:"
+            f" {listed([str(n) for n in sorted({int(v) for v in data['linear_colours'].values})])} colours, and as many equivariant maps.",
+            f"For y_k = sum a^k_ij x_i x_j the colours of lines 1 to 7 number {law}. They alone do not make the function equivariant: a random one of these colours is off by at least {summary['colours_error']:.2g} of its largest coefficient when two"
+            f" inputs are exchanged. Line 8, which says only that a sum of two weights is the same, mends it: {summary['constrained_error']:.0e}.",
+            "Of these most differ only by what is antisymmetric in i and j and does nothing: the equivariant functions have dimension"
+            f" {listed([str(n) for n in sorted({int(v) for v in data['functions'].values})])}, the equivariant tensors {listed([str(n) for n in sorted({int(v) for v in data['tensors'].values})])} (the smaller numbers for two inputs).",
+        ],
+        tables=[
+            Table(
+                (
+                    "N",
+                    "linear colours",
+                    "linear maps",
+                    "quadratic colours",
+                    "of N³",
+                    "with line 8",
+                    "equivariant tensors",
+                    "functions",
+                ),
+                rows,
+                "Counted: colours by connected components, tensors by orbits of S_N, functions by the rank of what the tensors do.",
+            )
+        ],
+        pictures=[
+            Picture(
+                "colours",
+                figure,
+                f"The weights a^k_ij of {size} inputs, a panel for each output k, i down and j across; equal colours are equal weights. Above the note's equations, below the orbits of S_{size}.",
+                f"Eight panels of coloured tiles: the tensor of a quadratic layer of {size} inputs by the note's equations, with {summary[f'colours_{size}']} colours, and by orbits, with {summary[f'equivariant_tensors_{size}']}.",
+            )
+        ],
+    )
+
+
+def _folded(data: xr.Dataset, summary: Mapping[str, Any]) -> Section:
+    figure, (left, right) = plots.panels(2, width=9, height=2.6)
+    plots.colour_tiles(left, data["folded_pattern"].values, summary["folded_colours"])
+    plots.colour_tiles(right, data["folding_tensor"].values, int(data["folding_tensor"].max()) + 1)
+    left.set_title("the note's equations")
+    right.set_title("what commutes with folding")
+    first = "commutes" if data["folded_first_three"].item() else "does not commute"
+    fold = "commutes too" if data["folded_by_folding"].item() else "does not commute"
+    pairs = zip(data["even"].values, data["folded_colours"].values, summary["folded_quadratic_colours"], strict=True)
+    rows = [(f"{n} to {n // 2}", f"{linear}", f"{quadratic}") for n, linear, quadratic in pairs]
+    return Section(
+        "Folded in half",
+        [
+            f"Six inputs and three outputs: the note's equations, between the rows that there are, leave {summary['folded_colours']} colours. The pattern {first} with the permutations of the first three inputs while the others stay. With foldings, by"
+            f" which input i lies on input i + 3, pairs are exchanged as wholes and the two of a pair freely, it {fold}: that group, the largest that acts on three outputs so, leaves {summary['folding_dimension']} weights.",
+            "The folded quadratic map is a heading in the note and no more; its colours are counted here by the same equations.",
+        ],
+        tables=[Table(("inputs to outputs", "linear colours", "quadratic colours"), rows, "Folded maps.")],
+        pictures=[
+            Picture(
+                "folded",
+                figure,
+                "Outputs down, inputs across; equal colours are equal weights.",
+                f"Two tables of coloured tiles, three by six: {summary['folded_colours']} colours of the note's folded map, and {summary['folding_dimension']} of what commutes with folding.",
+            )
+        ],
+    )
+
+
+def _sets(data: xr.Dataset, summary: Mapping[str, Any]) -> Section:
+    figure, (left, right) = plots.panels(2, width=11)
+    sizes = data["size"].values
+    for colour, (method, name) in zip(plots.COLOURS, NAMES.items(), strict=False):
+        values = data["error"].sel(layers=method).isel(record=-1).values
+        low, middle, high = np.quantile(values, (0.05, 0.5, 0.95), axis=0)
+        left.fill_between(sizes, low, high, color=colour, alpha=0.2, linewidth=0)
+        left.plot(sizes, middle, "o-", color=colour, markersize=4, label=name)
+        broken = data["broken"].sel(layers=method).isel(size=-1, record=slice(1, None))
+        right.plot(broken["record"], broken.median("network"), color=colour, label=name)
+    left.set_xscale("log")
+    left.set_xticks(list(sizes), [str(size) for size in sizes])
+    left.minorticks_off()
+    plots.logarithmic(left, "y")
+    right.set_yscale("log")
+    left.set(xlabel="training sets", ylabel="test error")
+    right.set(xlabel="step", ylabel="equivariance error", title=f"{sizes[-1]} training sets")
+    plots.legend(left)
+    rows = [
+        (
+            name,
+            *(f"{value:.3g}" for value in summary[f"{method}_errors"]),
+            f"{summary[f'equivariance_error_{method}']:.1e}",
+        )
+        for method, name in NAMES.items()
+    ]
+    last = listed([f"{name} {summary[f'{method}_errors'][-1]:.3g}" for method, name in NAMES.items()])
+    best = min(NAMES, key=lambda method: summary[f"{method}_error"])
+    helped = summary["augmented_error"] < summary["dense_error"]
+    return Section(
+        "Sets",
+        [
+            f"Each of six numbers is to be given less their mean, in units of their standard deviation: a function that commutes with permutations. {data.sizes['network']} networks of each sort, from {sizes[0]} to {sizes[-1]} sets to train on.",
+            f"With {sizes[0]} sets the best is {NAMES[best]}, with a test error of {summary[f'{best}_error']:.3g} in the median; dense networks have {summary['dense_error']:.3g}, and permuting the data at each step {'helps' if helped else 'does not help'} these:"
+            f" {summary['augmented_error']:.3g}. With {sizes[-1]}: {last}.",
+            f"Shared weights commute with permutations all through training, to {summary['equivariance_error_tied']:.0e} in float64 at the end; the others come no nearer than the picture shows, however the data is permuted.",
+        ],
+        tables=[
+            Table(
+                ("networks", *(f"{size} sets" for size in sizes), "equivariance error"),
+                rows,
+                "Median test errors; the largest equivariance error at the end, in float64.",
+            )
+        ],
+        pictures=[
+            Picture(
+                "sets",
+                figure,
+                "Left: medians and the middle 90%. Right: medians, in float32 while training: the difference between permuting before and after, over the outputs.",
+                "Test error against the number of training sets, and equivariance error against steps, for networks with shared weights, dense ones, and dense ones on permuted data.",
+            )
+        ],
+    )
+
+
+def _readers(data: xr.Dataset, summary: Mapping[str, Any]) -> Section:
+    figure, (left, right) = plots.panels(2, width=11, height=2.4)
+    series = {str(name): data["read_accuracy"].sel(reader=name).values for name in data["reader"].values}
+    plots.distributions(left, series)
+    left.set(xlabel="accuracy on networks not seen")
+    plots.distributions(right, {str(n): data["read_changed"].sel(reader=n).values for n in data["reader"].values})
+    right.set(xlabel="share of answers that a permutation of hidden units changes")
+    label = str(data["label"].item())
+    rows = [
+        (
+            str(name),
+            f"{float(data['read_train_accuracy'].sel(reader=name).mean()):.1%}",
+            f"{float(data['read_accuracy'].sel(reader=name).mean()):.1%}",
+            f"{float(data['read_changed'].sel(reader=name).mean()):.1%}",
+        )
+        for name in data["reader"].values
+    ]
+    better = summary["weightspace_accuracy"] - summary["flat_accuracy"]
+    return Section(
+        "A network that reads networks",
+        [
+            f"Networks on digits that differ by {KINDS[label]}, and others that are to tell from the parameters alone which is which. One sort has layers that commute with the permutations of hidden units, from the group that was discovered; the"
+            " other is a plain multilayer perceptron on all parameters in a row.",
+            f"On networks that they have not seen the first are right in {summary['weightspace_accuracy']:.1%}, the second in {summary['flat_accuracy']:.1%} ({better:+.1%}). Permute the hidden units of those, which leaves what they compute as it is: the first change"
+            f" {summary['weightspace_changed']:.1%} of their answers, the second {summary['flat_changed']:.1%}.",
+        ],
+        tables=[
+            Table(("reader", "on networks seen", "on others", "changed by a permutation"), rows, "Means over readers.")
+        ],
+        pictures=[
+            Picture(
+                "readers",
+                figure,
+                "A dot is a reader; bars are medians.",
+                "Accuracy of networks that read networks, with layers of weight space and on flat parameters, and the share of answers that change under permutations.",
+            )
+        ],
+    )
