@@ -45,6 +45,7 @@ STUDIES = (
     "conservation",
     "conservation_laws",
     "equivalent_minima",
+    "equivariant_layers",
     "flat_minima",
     "hidden_symmetries",
     "implicit_bias",
