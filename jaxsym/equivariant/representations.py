@@ -195,9 +195,14 @@ class Representation(abc.ABC):
 
     def matrix(self, element: Element) -> Float[np.ndarray, "size size"]:
         """The matrix of a group element."""
+        moves = {number: self.finite(number) for number in set(element.word)}
         matrix = np.eye(self.size)
-        for number in reversed(element.word):
-            matrix = as_sparse(self.finite(number)) @ matrix
+        for signed, run in itertools.groupby(reversed(element.word), lambda number: isinstance(moves[number], Signed)):
+            if signed:
+                matrix = functools.reduce(_after, (moves[number] for number in run)).sparse() @ matrix
+            else:
+                for number in run:
+                    matrix = moves[number] @ matrix
         if len(element.coordinates):
             total = sum(c * self.lie(i).toarray() for i, c in enumerate(element.coordinates))
             matrix = scipy.linalg.expm(total) @ matrix
@@ -425,6 +430,11 @@ def _copies(rep: Representation, num: int) -> Representation:
 def _signed_product(a: Signed, b: Signed) -> Signed:
     size = len(b.places)
     return Signed((a.places[:, None] * size + b.places).ravel(), (a.signs[:, None] * b.signs).ravel())
+
+
+def _after(first: Signed, then: Signed) -> Signed:
+    """One signed permutation after another."""
+    return Signed(first.places[then.places], then.signs * first.signs[then.places])
 
 
 def _size(matrix: Any) -> int:
