@@ -16,10 +16,10 @@ from jaxtyping import Array, Float, Int
 
 from jaxsym.equivariant.representations import Representation, Signed, as_sparse, together
 
-NOUGHT = 1e-12
-"""Eigenvalues of the Gram matrix of the equations up to this, relative to the largest, are 0: singular values up to 1e-6."""
+NOUGHT = 1e-9
+"""Singular values of the equations up to this, relative to the largest, are 0."""
 GAP = 1e4
-"""By at least this factor the least eigenvalue that is kept is larger than ``NOUGHT``, and the largest that is dropped smaller than the least kept."""
+"""What is not 0 is larger than ``NOUGHT`` by at least this factor: between is no clean gap."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -161,17 +161,15 @@ def _orbits(moves: list[Signed], size: int) -> tuple[np.ndarray, np.ndarray, int
     """
     if not moves:
         return np.arange(size), np.ones(size), size
-    flips = any((move.signs < 0).any() for move in moves)
-    here = np.arange(size, dtype=np.int32)
-    if not flips:
-        number, orbits = _components([(here, move.places) for move in moves], size)
+    if not any((move.signs < 0).any() for move in moves):
+        number, orbits = _components([move.places for move in moves])
         return orbits, 1 / np.sqrt(np.bincount(orbits))[orbits], number
-    sides = [
-        (here + side, np.where(signs > 0, places + side, places + size - side))
+    sides = (0, size)
+    doubled = [
+        np.concatenate([np.where(signs > 0, places + side, places + size - side) for side in sides])
         for places, signs in moves
-        for side in (0, size)
     ]
-    _, labels = _components(sides, 2 * size)
+    _, labels = _components(doubled)
     positive, negative = labels[:size], labels[size:]
     alive = positive != negative
     kept, places = np.unique(np.minimum(positive, negative)[alive], return_inverse=True)
@@ -181,31 +179,35 @@ def _orbits(moves: list[Signed], size: int) -> tuple[np.ndarray, np.ndarray, int
     return orbits, np.sign(negative - positive) / np.maximum(lengths, 1)[orbits], len(kept)
 
 
-def _components(edges: list[tuple[np.ndarray, np.ndarray]], nodes: int) -> tuple[int, np.ndarray]:
-    """How many connected components there are, and the one of each node."""
-    starts, ends = (np.concatenate(side).astype(np.int32) for side in zip(*edges, strict=True))
-    graph = scipy.sparse.coo_array((np.ones(len(starts), np.int8), (starts, ends)), shape=(nodes, nodes))
+def _components(moves: list[Int[np.ndarray, " nodes"]]) -> tuple[int, Int[np.ndarray, " nodes"]]:
+    """How many orbits permutations have, and the orbit of each node: the strong components, for what is left along a permutation is come back to."""
+    nodes, each = len(moves[0]), len(moves)
+    ends = np.stack(moves, axis=1).astype(np.int32).ravel()
+    starts = np.arange(0, nodes * each + 1, each, dtype=np.int32)
+    graph = scipy.sparse.csr_array((np.ones(nodes * each), ends, starts), shape=(nodes, nodes))
     return scipy.sparse.csgraph.connected_components(graph, directed=False)
 
 
 def _null_space(equations: Iterable[scipy.sparse.csr_array], unknowns: int) -> Float[np.ndarray, "unknowns dimension"]:
-    """Of all equations together, each scaled to length 1."""
-    gram = np.zeros((unknowns, unknowns))
-    for equation in equations:
-        length = scipy.sparse.linalg.norm(equation)
-        if length:
-            gram += (equation.T @ equation).toarray() / length**2
-    values, vectors = scipy.linalg.eigh(gram)
-    top = max(values[-1], np.finfo(float).tiny)
-    dropped = int((values <= NOUGHT * top).sum())
-    if values[-1] > 0 and dropped < unknowns and values[dropped] < GAP * NOUGHT * top:
-        largest = np.sqrt(max(values[max(dropped - 1, 0)], 0) / top)
+    """Of all equations together, each scaled to length 1.
+
+    Squares of singular values that are 0 are known to rounding, so that these are measured again by what the equations leave of their vectors.
+    """
+    lengths = [(equation, scipy.sparse.linalg.norm(equation)) for equation in equations]
+    scaled = [equation / length for equation, length in lengths if length]
+    if not scaled:
+        return np.eye(unknowns)
+    values, vectors = scipy.linalg.eigh(sum((equation.T @ equation).toarray() for equation in scaled))
+    top = np.sqrt(values[-1])
+    kept = vectors[:, values <= (GAP * NOUGHT * top) ** 2]
+    least = np.sqrt(sum(np.sum((equation @ kept) ** 2, axis=0) for equation in scaled)) / top
+    if least.max(initial=0) > NOUGHT:
         msg = (
-            f"basis: the equations have singular values {largest:.0e} and {np.sqrt(values[dropped] / top):.0e} of the largest, with no clean gap"
-            " between what is 0 and what is not: give the generators to all digits, and none that is nearly the identity."
+            f"basis: the equations have singular values of {least.max():.0e} of the largest, and no clean gap between what is 0 (up to {NOUGHT:g})"
+            f" and what is not (from {GAP * NOUGHT:g} on): give generators to all digits, and none that nearly does nothing."
         )
         raise ValueError(msg)
-    return vectors[:, :dropped] if values[-1] > 0 else np.eye(unknowns)
+    return kept
 
 
 def _moved(moves: list[Signed], orbits: np.ndarray, weights: np.ndarray) -> Iterable[float]:

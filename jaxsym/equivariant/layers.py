@@ -11,10 +11,10 @@ from jaxsym.equivariant.representations import Representation
 
 
 class TiedDense(nn.Module):
-    """``y = (alpha I + beta 11' / n) x + gamma 1``: what is linear and commutes with all permutations of the last axis.
+    """``y = (alpha I + beta 11') x + gamma 1``: what is linear and commutes with all permutations of the last axis.
 
     Parameters ``alpha``, ``beta`` and, with ``use_bias``, ``gamma`` are numbers; with ``features``, matrices ``[channels, features]`` and a vector. Inputs may
-    be of any length ``n``; the sum is taken as a mean, so that outputs are of one size for all of them.
+    be of any length.
 
     Parameters
     ----------
@@ -44,9 +44,10 @@ class TiedDense(nn.Module):
     def __call__(self, x: Float[Array, "*batch n"]) -> Float[Array, "*batch n"]:
         """Outputs of the same length."""
         _expect_axis(x, None, self.features, "TiedDense")
-        alpha, beta = (_weights(self, name, self.features, x) for name in ("alpha", "beta"))
-        mean = x.mean(-1, keepdims=True)
-        y = alpha * x + beta * mean if self.features is None else _mixed(alpha, x) + _mixed(beta, mean)
+        n, total = x.shape[-1], x.sum(-1, keepdims=True)
+        alpha = _weights(self, "alpha", self.features, x)
+        beta = _weights(self, "beta", self.features, x, spread=1 / n)
+        y = alpha * x + beta * total if self.features is None else _mixed(alpha, x) + _mixed(beta, total)
         if not self.use_bias:
             return y
         shape = () if self.features is None else (self.features, 1)
@@ -56,7 +57,7 @@ class TiedDense(nn.Module):
 class TiedQuadratic(nn.Module):
     """``y = (A x) . x + B x + C``: what is quadratic and commutes with all permutations of the last axis.
 
-    With ``s`` the mean of the inputs and ``q`` that of their squares, ``y_k = a0 x_k^2 + a1 x_k s + a2 s^2 + a3 q + b0 x_k + b1 s + c``: seven parameters from
+    With ``s`` the sum of the inputs and ``q`` that of their squares, ``y_k = a0 x_k^2 + a1 x_k s + a2 s^2 + a3 q + b0 x_k + b1 s + c``: seven parameters from
     three inputs on; six for two, where ``q`` depends on the other three, and three for one.
 
     Notes
@@ -76,13 +77,13 @@ class TiedQuadratic(nn.Module):
         """Outputs of the same shape."""
         _expect_axis(x, None, None, "TiedQuadratic")
         n = x.shape[-1]
-        mean, square = x.mean(-1, keepdims=True), (x**2).mean(-1, keepdims=True)
-        terms = [x**2, x * mean, mean**2, square][: {1: 1, 2: 3}.get(n, 4)]
-        normal = jax.nn.initializers.normal(0.5)
-        quadratic = self.param("quadratic", normal, (len(terms),), x.dtype)
-        linear = self.param("linear", normal, (min(n, 2),), x.dtype)
-        y = sum(a * term for a, term in zip(quadratic, terms, strict=True))
-        y += sum(b * term for b, term in zip(linear, [x, mean][:n], strict=True))
+        s, q = x.sum(-1, keepdims=True), (x**2).sum(-1, keepdims=True)
+        squares = [x**2, x * s, s**2, q][: {1: 1, 2: 3}.get(n, 4)]
+        sizes = jnp.array([1, 1 / n, 1 / n**2, 1 / n][: len(squares)], x.dtype) / 2
+        quadratic = self.param("quadratic", _scaled(sizes), (len(squares),), x.dtype)
+        linear = self.param("linear", _scaled(jnp.array([1, 1 / n][: min(n, 2)], x.dtype) / 2), (min(n, 2),), x.dtype)
+        y = sum(a * term for a, term in zip(quadratic, squares, strict=True))
+        y += sum(b * term for b, term in zip(linear, [x, s], strict=False))
         return y + self.param("constant", jax.nn.initializers.zeros, (), x.dtype)
 
 
@@ -148,11 +149,18 @@ class EquivariantDense(nn.Module):
         return y + fixed.map(bias)[..., 0]
 
 
-def _weights(layer: nn.Module, name: str, features: int | None, x: Float[Array, "..."], *shape: int) -> Array:
+def _weights(
+    layer: nn.Module, name: str, features: int | None, x: Float[Array, "..."], *shape: int, spread: float = 1.0
+) -> Array:
     """Normal weights, smaller the more channels they add up."""
     leading = () if features is None else (x.shape[-2], features)
-    spread = 1.0 if features is None else x.shape[-2] ** -0.5
+    spread /= 1.0 if features is None else x.shape[-2] ** 0.5
     return layer.param(name, jax.nn.initializers.normal(spread), (*leading, *shape), x.dtype)
+
+
+def _scaled(sizes: Float[Array, " terms"]) -> jax.nn.initializers.Initializer:
+    """Normal weights, each of a size of its own: sums over many inputs are large."""
+    return lambda key, shape, dtype: sizes * jax.random.normal(key, shape, dtype)
 
 
 def _mixed(weights: Float[Array, "c f"], x: Float[Array, "*batch c n"]) -> Float[Array, "*batch f n"]:

@@ -237,7 +237,11 @@ BAD = {
     "one factor": (lambda: Product(S(3)), "expected at least two"),
     "nearly nothing": (
         lambda: basis(*[Group(lie=[np.diag([1, 2e-6, 0])]).vector] * 2),
-        r"singular values 0e\+00 and [12]e-06 of the largest, with no clean gap",
+        "singular values of [12]e-06 of the largest, and no clean gap",
+    ),
+    "still nearer": (
+        lambda: basis(*[Group(lie=[np.diag([1, 2e-8, 0])]).vector] * 2),
+        "singular values of [12]e-08 of the largest, and no clean gap",
     ),
 }  # fmt: skip
 

@@ -81,11 +81,11 @@ def test_linked_weights_update_together():
         params = {"params": {"alpha": jnp.array(0.7), "beta": jnp.array(-0.4)}}
         layer = TiedDense(use_bias=False)
         shared = jax.grad(lambda p: jnp.mean((layer.apply(p, x) - y) ** 2))(params)["params"]
-        values = jnp.array([0.7 - 0.4 / n, -0.4 / n])  # on the diagonal, and off it
+        values = jnp.array([0.7 - 0.4, -0.4])  # on the diagonal, and off it
         entries = jax.grad(lambda w: jnp.mean((x @ w.T - y) ** 2))(values[found.tensor])
         sums = np.bincount(found.tensor.ravel(), np.ravel(entries))
         np.testing.assert_allclose(shared["alpha"], sums[0], rtol=1e-12)
-        np.testing.assert_allclose(shared["beta"], sums.sum() / n, rtol=1e-12)
+        np.testing.assert_allclose(shared["beta"], sums.sum(), rtol=1e-12)
         # one step of gradient descent on the colours keeps them, and is the step of the linked entries
         linked = values - 0.1 * sums
         by_colour = jax.grad(lambda v: jnp.mean((x @ v[found.tensor].T - y) ** 2))(values)
