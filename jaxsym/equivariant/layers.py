@@ -1,5 +1,7 @@
 """Flax layers that commute with a group: their weights are shared, so that gradients of linked weights add up in the shared parameter."""
 
+from collections.abc import Callable
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -158,7 +160,7 @@ def _weights(
     return layer.param(name, jax.nn.initializers.normal(spread), (*leading, *shape), x.dtype)
 
 
-def _scaled(sizes: Float[Array, " terms"]) -> jax.nn.initializers.Initializer:
+def _scaled(sizes: Float[Array, " terms"]) -> Callable[..., Array]:
     """Normal weights, each of a size of its own: sums over many inputs are large."""
     return lambda key, shape, dtype: sizes * jax.random.normal(key, shape, dtype)
 
