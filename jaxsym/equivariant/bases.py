@@ -4,29 +4,34 @@ First the generators that permute entries and flip their signs: their invariants
 What other generators leave of these is a null space, of a matrix that has a column for each orbit.
 """
 
+import collections
 import dataclasses
 import functools
+import math
 from collections.abc import Iterable
 
 import jax.numpy as jnp
 import numpy as np
-import scipy.linalg
 import scipy.sparse
 from jaxtyping import Array, Float, Int
 
-from jaxsym.equivariant.representations import Representation, Signed, as_sparse, together
+from jaxsym.equivariant.representations import Representation, Signed, Sum, Tensor, together
+from jaxsym.symmetry.host import svd
 
-NOUGHT = 1e-9
-"""Singular values of the equations up to this, relative to the largest, are 0."""
+NOUGHT = 1e-12
+"""Singular values of the equations up to this are 0. Each row is measured in what its terms would be if nothing cancelled, so that rounding is some 1e-16."""
 GAP = 1e4
 """What is not 0 is larger than ``NOUGHT`` by at least this factor: between is no clean gap."""
+MEMORY = 4.0
+"""Gibibytes that a basis may take, if no other number is given, and that all its maps may take as dense matrices."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Basis:
     """An orthonormal basis of the linear maps ``[rep_out.size, rep_in.size]`` that commute with a group.
 
-    Entry ``e`` of basis map ``d``, counted row by row, is ``weights[e] mix[orbits[e], d]``.
+    Entry ``e`` of basis map ``d``, counted row by row, is ``weights[e] mix[orbits[e], d]``; without a ``mix``, each orbit is a basis map. The arrays cannot
+    be changed: bases are kept and shared.
 
     Attributes
     ----------
@@ -38,61 +43,83 @@ class Basis:
 
     rep_in: Representation
     rep_out: Representation
+    dimension: int
     orbits: Int[np.ndarray, " entries"]
     weights: Float[np.ndarray, " entries"]
-    mix: Float[np.ndarray, "num_orbits dimension"]
+    mix: Float[np.ndarray, "num_orbits dimension"] | None
     residual: float
 
-    @property
-    def dimension(self) -> int:
-        """Of the space."""
-        return self.mix.shape[1]
+    def __post_init__(self) -> None:
+        """Nobody changes what is shared."""
+        for array in (self.orbits, self.weights, self.mix):
+            if array is not None:
+                array.flags.writeable = False
 
     @property
     def shape(self) -> tuple[int, int]:
         """Of a map: outputs, inputs."""
         return self.rep_out.size, self.rep_in.size
 
-    @functools.cached_property
+    @property
     def vectors(self) -> Float[np.ndarray, "dimension outputs inputs"]:
-        """The basis maps themselves, all of them as dense matrices."""
-        if not self.dimension:
-            return np.zeros((0, *self.shape))
-        return (self.weights[:, None] * self.mix[self.orbits]).T.reshape(self.dimension, *self.shape)
+        """The basis maps themselves, all of them as dense matrices; made anew each time.
+
+        Raises
+        ------
+        ValueError
+            If they would not fit into the memory: :meth:`map`, :meth:`project` and :meth:`coefficients` do without them.
+        """
+        what = f"vectors: {self.dimension} maps [{self.rep_out.size}, {self.rep_in.size}]"
+        _expect_room(
+            what, 8 * self.dimension * self.orbits.size, MEMORY, "use map, project and coefficients, which do without"
+        )
+        dense = np.zeros((self.dimension, self.orbits.size))
+        if self.mix is not None:
+            dense[:] = (self.weights[:, None] * self.mix[self.orbits]).T
+        elif self.dimension:
+            dense[self.orbits, np.arange(self.orbits.size)] = self.weights
+        return dense.reshape(self.dimension, *self.shape)
 
     def map(self, coefficients: Float[Array, "*more dimension"]) -> Float[Array, "*more outputs inputs"]:
         """The maps of coordinates in this basis; a gather, so that no dense basis is made. Of JAX, and differentiable."""
-        if jnp.shape(coefficients)[-1:] != (self.dimension,):
-            msg = f"map: got coefficients of shape {jnp.shape(coefficients)}, expected [..., {self.dimension}], the dimension."
-            raise ValueError(msg)
         coefficients = jnp.asarray(coefficients)
-        dtype, leading = coefficients.dtype, coefficients.shape[:-1]
-        each = coefficients @ jnp.asarray(self.mix.T, dtype)
-        if not len(self.mix):
+        if coefficients.shape[-1:] != (self.dimension,):
+            msg = (
+                f"map: got coefficients of shape {coefficients.shape}, expected [..., {self.dimension}], the dimension."
+            )
+            raise ValueError(msg)
+        dtype, leading = jnp.result_type(coefficients, float), coefficients.shape[:-1]
+        if jnp.issubdtype(coefficients.dtype, jnp.inexact):
+            dtype = coefficients.dtype
+        if not self.dimension:
             return jnp.zeros((*leading, *self.shape), dtype)
+        each = coefficients.astype(dtype)
+        each = each if self.mix is None else each @ jnp.asarray(self.mix.T, dtype)
         return (jnp.asarray(self.weights, dtype) * each[..., self.orbits]).reshape(*leading, *self.shape)
 
     def coefficients(self, matrix: Float[Array, "outputs inputs"]) -> Float[np.ndarray, " dimension"]:
-        """Coordinates of the orthogonal projection of a map."""
-        found = np.asarray(matrix, float)
-        if found.shape != self.shape:
-            msg = f"coefficients: a map of shape {found.shape}, expected {self.shape}: outputs, inputs."
+        """Coordinates of the orthogonal projection of a map. Host."""
+        found = np.asarray(matrix)
+        if found.shape != self.shape or found.dtype.kind not in "buif" or not np.isfinite(found).all():
+            msg = f"coefficients: got a {found.dtype} matrix of shape {found.shape}, expected finite real numbers {list(self.shape)}: outputs, inputs."
             raise ValueError(msg)
-        sums = np.bincount(self.orbits, self.weights * found.ravel(), minlength=len(self.mix))
-        return self.mix.T @ sums[: len(self.mix)]
+        num = self.dimension if self.mix is None else len(self.mix)
+        sums = np.bincount(self.orbits, self.weights * found.ravel(), minlength=num)[:num]
+        return sums if self.mix is None else self.mix.T @ sums
 
     def project(self, matrix: Float[Array, "outputs inputs"]) -> Float[np.ndarray, "outputs inputs"]:
-        """The nearest map that commutes with the group: the projector, applied."""
+        """The nearest map that commutes with the group: the projector, applied. Host."""
+        each = self.coefficients(matrix)
         if not self.dimension:
             return np.zeros(self.shape)
-        each = self.mix @ self.coefficients(matrix)
+        each = each if self.mix is None else self.mix @ each
         return (self.weights * each[self.orbits]).reshape(self.shape)
 
     def __repr__(self) -> str:
         return f"Basis of dimension {self.dimension}: {self.rep_in.text()} -> {self.rep_out.text()} of {self.rep_out.group.name}"
 
 
-def basis(rep_in: Representation, rep_out: Representation, memory: float = 4.0) -> Basis:
+def basis(rep_in: Representation, rep_out: Representation, memory: float = MEMORY) -> Basis:
     """The linear maps that commute with a group: ``g_out B = B g_in`` for all its elements.
 
     Parameters
@@ -132,26 +159,49 @@ def basis(rep_in: Representation, rep_out: Representation, memory: float = 4.0) 
         if not isinstance(rep, Representation):
             msg = f"basis: {name} is of type {type(rep).__name__}, expected a representation, such as S(5).vector."
             raise TypeError(msg)
+    if isinstance(memory, bool) or not isinstance(memory, int | float | np.number) or not memory > 0:
+        msg = f"basis: memory is {memory!r}, expected a positive number of gibibytes."
+        raise ValueError(msg)
     rep_in, rep_out = together(rep_in, rep_out)
-    return _solved(rep_in, rep_out, memory)
+    return _solved(rep_in, rep_out, float(memory))
 
 
 @functools.lru_cache(maxsize=64)
 def _solved(rep_in: Representation, rep_out: Representation, memory: float) -> Basis:
     group, both = rep_out.group, rep_out * rep_in.dual
-    _expect_room(f"basis: maps [{rep_out.size}, {rep_in.size}]", both.size * (60 + 20 * group.num_finite), memory)
+    what = f"basis: maps [{rep_out.size}, {rep_in.size}]"
+    filled = sum(_filled(both, i, lie=False) for i in range(group.num_finite))
+    filled += sum(_filled(both, i, lie=True) for i in range(group.num_lie))
+    _expect_room(what, 60 * both.size + 20 * filled, memory)
     moves = [both.finite(number) for number in range(group.num_finite)]
     signed = [move for move in moves if isinstance(move, Signed)]
     orbits, weights, num = _orbits(signed, both.size)
-    equations = [as_sparse(move) - scipy.sparse.eye_array(both.size) for move in moves if not isinstance(move, Signed)]
-    equations += [both.lie(number) for number in range(group.num_lie)]
-    mix = np.eye(num)
+    one = scipy.sparse.eye_array(both.size, format="csr")
+    equations = [(move - one, 1 + np.asarray(abs(move).sum(axis=1))) for move in moves if not isinstance(move, Signed)]
+    equations += [(both.lie(number), both.bound(number)) for number in range(group.num_lie)]
+    mix = None
     if equations and num:
-        _expect_room(f"basis: a null space of {num} unknowns", 40 * num**2, memory)
+        _expect_room(f"{what}, a null space of {num} unknowns", 24 * (num + both.size) * num, memory)
         spread = scipy.sparse.csr_array((weights, (np.arange(both.size), orbits)), shape=(both.size, num))
-        mix = _null_space([equation @ spread for equation in equations], num)
-    residual = max([*_moved(signed, orbits, weights), *_left(equations, orbits, weights, mix)], default=0.0)
-    return Basis(rep_in, rep_out, orbits, weights, mix, float(residual))
+        mix = _null_space([_scaled(equation, bound) @ spread for equation, bound in equations], num)
+    residual = max([*_moved(signed, orbits, weights), *_left(equations, orbits, weights, mix, num)], default=0.0)
+    return Basis(rep_in, rep_out, num if mix is None else mix.shape[1], orbits, weights, mix, float(residual))
+
+
+def _filled(rep: Representation, number: int, *, lie: bool) -> float:
+    """How many entries a generator's matrix has, before it is made."""
+    if isinstance(rep, Sum):
+        return sum(_filled(part, number, lie=lie) * num for part, num in collections.Counter(rep.parts).items())
+    if isinstance(rep, Tensor):
+        each = [(_filled(part, number, lie=lie), part.size) for part in rep.parts]
+        return sum(n * rep.size / size for n, size in each) if lie else math.prod(n for n, _ in each)
+    found = rep.lie(number) if lie else rep.finite(number)
+    return rep.size if isinstance(found, Signed) else found.nnz
+
+
+def _scaled(equation: scipy.sparse.csr_array, bound: Float[np.ndarray, " entries"]) -> scipy.sparse.csr_array:
+    """Each row in units of what its terms would be if nothing cancelled."""
+    return scipy.sparse.diags_array(1 / np.where(bound > 0, bound, 1)).tocsr() @ equation
 
 
 def _orbits(moves: list[Signed], size: int) -> tuple[np.ndarray, np.ndarray, int]:
@@ -189,25 +239,20 @@ def _components(moves: list[Int[np.ndarray, " nodes"]]) -> tuple[int, Int[np.nda
 
 
 def _null_space(equations: Iterable[scipy.sparse.csr_array], unknowns: int) -> Float[np.ndarray, "unknowns dimension"]:
-    """Of all equations together, each scaled to length 1.
-
-    Squares of singular values that are 0 are known to rounding, so that these are measured again by what the equations leave of their vectors.
-    """
-    lengths = [(equation, scipy.sparse.linalg.norm(equation)) for equation in equations]
-    scaled = [equation / length for equation, length in lengths if length]
-    if not scaled:
-        return np.eye(unknowns)
-    values, vectors = scipy.linalg.eigh(sum((equation.T @ equation).toarray() for equation in scaled))
-    top = np.sqrt(values[-1])
-    kept = vectors[:, values <= (GAP * NOUGHT * top) ** 2]
-    least = np.sqrt(sum(np.sum((equation @ kept) ** 2, axis=0) for equation in scaled)) / top
-    if least.max(initial=0) > NOUGHT:
+    """Of all equations together, one after another brought to a triangle."""
+    triangle = np.zeros((unknowns, unknowns))
+    for equation in equations:
+        rows = equation[np.flatnonzero(np.diff(equation.indptr))].toarray()
+        triangle = np.asarray(np.linalg.qr(np.concatenate([triangle, rows]), mode="r")) if len(rows) else triangle
+    _, values, vectors = svd(triangle)
+    unclear = values[(values > NOUGHT) & (values < GAP * NOUGHT)]
+    if len(unclear):
         msg = (
-            f"basis: the equations have singular values of {least.max():.0e} of the largest, and no clean gap between what is 0 (up to {NOUGHT:g})"
+            f"basis: the equations have a singular value of {unclear.max():.0e}, and no clean gap between what is 0 (up to {NOUGHT:g})"
             f" and what is not (from {GAP * NOUGHT:g} on): give generators to all digits, and none that nearly does nothing."
         )
         raise ValueError(msg)
-    return kept
+    return np.ascontiguousarray(vectors[values <= NOUGHT].T)
 
 
 def _moved(moves: list[Signed], orbits: np.ndarray, weights: np.ndarray) -> Iterable[float]:
@@ -218,15 +263,23 @@ def _moved(moves: list[Signed], orbits: np.ndarray, weights: np.ndarray) -> Iter
 
 
 def _left(
-    equations: Iterable[scipy.sparse.csr_array], orbits: np.ndarray, weights: np.ndarray, mix: np.ndarray
+    equations: Iterable[tuple[scipy.sparse.csr_array, np.ndarray]],
+    orbits: np.ndarray,
+    weights: np.ndarray,
+    mix: np.ndarray | None,
+    num: int,
 ) -> Iterable[float]:
     """The largest entry that each equation leaves of the basis maps, which are taken a few at a time."""
-    for equation in equations:
+    mix = np.eye(num) if mix is None and equations else mix
+    for equation, _ in equations:
+        assert mix is not None
         for start in range(0, mix.shape[1], 16):
             yield float(np.abs(equation @ (weights[:, None] * mix[orbits, start : start + 16])).max(initial=0))
 
 
-def _expect_room(what: str, needed: float, memory: float) -> None:
+def _expect_room(
+    what: str, needed: float, memory: float, instead: str = "take smaller representations, or allow more by memory="
+) -> None:
     if needed > memory * 2**30:
-        msg = f"{what} takes about {needed / 2**30:.3g} GiB, expected at most {memory:g}: take smaller representations, or allow more by memory=."
+        msg = f"{what} takes about {needed / 2**30:.3g} GiB, expected at most {memory:g}: {instead}."
         raise ValueError(msg)

@@ -4,8 +4,8 @@ Equations that say only which entries are equal need not say all that equivarian
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import scipy.sparse
@@ -63,8 +63,11 @@ def colours(equations: Equations | Iterable[Equation]) -> Colours:
     >>> [colours(quadratic(n)).number for n in range(2, 7)]
     [6, 9, 11, 13, 15]
     """
-    shape, equal = equations if isinstance(equations, Equations) else _gathered(equations)
+    shape, equal = _checked(equations) if isinstance(equations, Equations) else _gathered(equations)
     size = math.prod(shape)
+    if size > LARGEST:
+        msg = f"equations: a tensor of shape {shape} has {size:.3g} entries, expected at most {LARGEST:.0e}; number the entries closer together."
+        raise ValueError(msg)
     pairs, given = [], []
     for left, right in equal:
         if isinstance(right, tuple | list):
@@ -86,22 +89,29 @@ def colours(equations: Equations | Iterable[Equation]) -> Colours:
     return Colours(number, labels.reshape(shape), values)
 
 
+LARGEST = 10**8
+"""Entries of a tensor, at most."""
+
+
 def linear(n: int) -> Equations:
     """Of ``y_j = sum a_ji x_i``, by exchanging outputs ``h`` and ``k``.
 
     ``a_hi = a_ki`` where ``i`` is neither, ``a_hh = a_kk``, ``a_hk = a_kh``.
     """
-    return folded(n, n, "linear")
+    n = _size(n, "linear")
+    return _linear(n, n)
 
 
-def folded(n: int, outputs: int | None = None, who: str = "folded") -> Equations:
+def folded(n: int) -> Equations:
     """The same of ``n`` inputs and half as many outputs: the equations of :func:`linear` between the rows that there are.
 
     These commute with the permutations of as many inputs as there are outputs, while the others stay; not with those of all inputs, which no action on the
     outputs goes with.
     """
-    rows = _half(n, who) if outputs is None else outputs
-    _expect_size(n, who)
+    return _linear(n, _half(n, "folded"))
+
+
+def _linear(n: int, rows: int) -> Equations:
     equal: list[Equation] = []
     for h, k in _exchanged(rows):
         equal += [((h, i), (k, i)) for i in range(n) if i not in (h, k)]
@@ -115,16 +125,19 @@ def quadratic(n: int) -> Equations:
     With ``i`` and ``j`` neither of them: ``a^h_ij = a^k_ij``, ``a^h_hh = a^k_kk``, ``a^h_kk = a^k_hh``, ``a^h_kj = a^k_hj``, ``a^h_hj = a^k_kj``,
     ``a^h_jk = a^k_jh``, ``a^h_jh = a^k_jk``. Line 8 is :func:`mixed`.
     """
-    return folded_quadratic(n, n, "quadratic")
+    n = _size(n, "quadratic")
+    return _quadratic(n, n)
 
 
-def folded_quadratic(n: int, outputs: int | None = None, who: str = "folded_quadratic") -> Equations:
+def folded_quadratic(n: int) -> Equations:
     """The same of ``n`` inputs and half as many outputs: the equations of :func:`quadratic` between the outputs that there are.
 
     The note has no more of it than a heading.
     """
-    rows = _half(n, who) if outputs is None else outputs
-    _expect_size(n, who)
+    return _quadratic(n, _half(n, "folded_quadratic"))
+
+
+def _quadratic(n: int, rows: int) -> Equations:
     equal: list[Equation] = []
     for h, k in _exchanged(rows):
         others = [i for i in range(n) if i not in (h, k)]
@@ -144,11 +157,10 @@ SYSTEMS: dict[str, Callable[[int], Equations]] = {
 """The systems of the 2019 note, by the number of inputs."""
 
 
-def mixed(n: int, outputs: int | None = None) -> list[dict[Entry, float]]:
+def mixed(n: int) -> list[dict[Entry, float]]:
     """Line 8 of the note, ``a^h_hk + a^h_kh = a^k_hk + a^k_kh``, as linear forms that must vanish: no equality between two entries says it."""
     return [
-        {(h, h, k): 1.0, (h, k, h): 1.0, (k, h, k): -1.0, (k, k, h): -1.0}
-        for h, k in _exchanged(n if outputs is None else outputs)
+        {(h, h, k): 1.0, (h, k, h): 1.0, (k, h, k): -1.0, (k, k, h): -1.0} for h, k in _exchanged(_size(n, "mixed"))
     ]
 
 
@@ -172,6 +184,15 @@ def constrained(found: Colours, forms: Sequence[dict[Entry, float]]) -> Float[np
     >>> [len(constrained(colours(quadratic(n)), mixed(n))) for n in range(3, 7)]  # n + 4
     [7, 8, 9, 10]
     """
+    if not isinstance(found, Colours):
+        msg = f"constrained: got a {type(found).__name__}, expected what colours(equations) returns."
+        raise TypeError(msg)
+    if not isinstance(forms, list | tuple) or not all(isinstance(form, Mapping) for form in forms):
+        msg = "constrained: forms is no list of dictionaries from entries to coefficients, such as mixed(4)."
+        raise TypeError(msg)
+    if 8 * found.number * found.tensor.size > 2**32:
+        msg = f"constrained: {found.number} tensors of shape {found.tensor.shape} take {8 * found.number * found.tensor.size / 2**30:.3g} GiB, expected at most 4; take a smaller one."
+        raise ValueError(msg)
     if not np.isnan(found.values).all():
         msg = f"constrained: colour {int(np.flatnonzero(~np.isnan(found.values))[0])} has a value, expected free colours only."
         raise ValueError(msg)
@@ -181,7 +202,7 @@ def constrained(found: Colours, forms: Sequence[dict[Entry, float]]) -> Float[np
     rows = np.zeros((len(forms), found.number))
     for row, form in zip(rows, forms, strict=True):
         for entry, coefficient in form.items():
-            row += coefficient * basis[:, _place(entry, shape)]
+            row += _number(entry, coefficient) * basis[:, _place(entry, shape)]
     kept = scipy.linalg.null_space(rows) if len(forms) else np.eye(found.number)
     return (kept.T @ basis).reshape(-1, *shape)
 
@@ -190,25 +211,49 @@ def _exchanged(num: int) -> list[tuple[int, int]]:
     return [(h, k) for h in range(num) for k in range(h)]
 
 
+def _checked(equations: Equations) -> Equations:
+    """Refuse a shape that is none."""
+    shape = equations.shape
+    if not isinstance(shape, tuple | list) or not all(_is_index(n) and n > 0 for n in shape):
+        msg = f"equations: shape is {shape!r}, expected a tuple of positive integers."
+        raise ValueError(msg)
+    return Equations(tuple(map(int, shape)), _pairs(equations.equal))
+
+
+def _pairs(equations: Any) -> tuple[Equation, ...]:
+    try:
+        equal = tuple(equations)
+    except TypeError as error:
+        msg = f"equations: got a {type(equations).__name__}, expected pairs of entries, such as ((0, 0), (1, 1)), or an Equations."
+        raise TypeError(msg) from error
+    for pair in equal:
+        if not isinstance(pair, tuple | list) or len(pair) != 2:
+            msg = f"equations: got {pair!r}, expected a pair: an entry, and another or a number."
+            raise ValueError(msg)
+    return equal
+
+
 def _gathered(equations: Iterable[Equation]) -> Equations:
-    equal = tuple(equations)
+    equal = _pairs(equations)
     entries = [entry for pair in equal for entry in pair if isinstance(entry, tuple | list)]
     if not entries:
         msg = "equations: got none, expected pairs of entries, such as ((0, 0), (1, 1)), or an Equations with the tensor's shape."
         raise ValueError(msg)
     rank = len(entries[0])
     for entry in entries:
-        if len(entry) != rank or any(not isinstance(i, int | np.integer) or i < 0 for i in entry):
+        if len(entry) != rank or not all(_is_index(i) for i in entry):
             msg = f"inconsistent equations: entry {entry!r} beside {entries[0]!r}, expected {rank} integers from 0 on, as of one tensor."
             raise ValueError(msg)
     return Equations(tuple(max(axis) + 1 for axis in zip(*entries, strict=True)), equal)
 
 
+def _is_index(number: Any) -> bool:
+    return isinstance(number, int | np.integer) and not isinstance(number, bool) and bool(number >= 0)
+
+
 def _place(entry: Entry, shape: tuple[int, ...]) -> int:
     inside = isinstance(entry, tuple | list) and len(entry) == len(shape)
-    if not inside or any(
-        not isinstance(i, int | np.integer) or not 0 <= i < n for i, n in zip(entry, shape, strict=True)
-    ):
+    if not inside or not all(_is_index(i) and i < n for i, n in zip(entry, shape, strict=True)):
         msg = f"equations: entry {entry!r} is none of a tensor of shape {shape}: expected {len(shape)} integers, counted from 0."
         raise ValueError(msg)
     return int(np.ravel_multi_index(tuple(entry), shape))
@@ -225,15 +270,15 @@ def _number(entry: Entry, value: float) -> float:
     return float(value)
 
 
-def _expect_size(n: int, who: str) -> None:
-    if not isinstance(n, int) or isinstance(n, bool) or n < 1:
+def _size(n: int, who: str) -> int:
+    if not _is_index(n) or not n:
         msg = f"{who}: n is {n!r}, expected a positive integer, the number of inputs."
         raise ValueError(msg)
+    return int(n)
 
 
 def _half(n: int, who: str) -> int:
-    _expect_size(n, who)
-    if n % 2:
+    if _size(n, who) % 2:
         msg = f"{who}: n is {n}, expected an even number, for half as many outputs."
         raise ValueError(msg)
     return n // 2

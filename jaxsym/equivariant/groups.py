@@ -4,15 +4,15 @@ import functools
 from collections.abc import Callable, Sequence
 
 import numpy as np
-import scipy.linalg
-from jaxtyping import Float
+import scipy.sparse
 
-from jaxsym.equivariant.representations import Group, as_sparse
+from jaxsym.equivariant.representations import Group, Move, Signed, block, identity, one_after_another
 
-Matrices = Sequence[Float[np.ndarray, "n n"]]
+Generators = tuple[Sequence[Move], Sequence[scipy.sparse.csr_array]]
+"""Of a group, and of its Lie algebra."""
 
 
-def _sized(generators: Callable[[int], tuple[Matrices, Matrices]]) -> Callable[[int], Group]:
+def _sized(generators: Callable[[int], Generators]) -> Callable[[int], Group]:
     """The group of a size, always the same object; refuses what is no size."""
 
     @functools.cache
@@ -21,17 +21,17 @@ def _sized(generators: Callable[[int], tuple[Matrices, Matrices]]) -> Callable[[
 
     @functools.wraps(generators)
     def group(n: int) -> Group:
-        if not isinstance(n, int) or isinstance(n, bool) or n < 1:
+        if not isinstance(n, int | np.integer) or isinstance(n, bool) or n < 1:
             msg = f"{generators.__name__}: n is {n!r}, expected a positive integer, the number of coordinates."
             raise ValueError(msg)
-        return make(n)
+        return make(int(n))
 
     group.__annotations__["return"] = Group
     return group
 
 
 @_sized
-def S(n: int) -> tuple[Matrices, Matrices]:
+def S(n: int) -> Generators:
     """All permutations of ``n`` coordinates: a transposition and a cycle.
 
     >>> S(5).vector.size
@@ -41,45 +41,48 @@ def S(n: int) -> tuple[Matrices, Matrices]:
 
 
 @_sized
-def A(n: int) -> tuple[Matrices, Matrices]:
+def A(n: int) -> Generators:
     """The even permutations of ``n`` coordinates: a cycle of three, and one of as many as are odd in number."""
     if n < 3:
-        return [np.eye(n)], []
-    return [scipy.linalg.block_diag(_cycle(3), np.eye(n - 3)), _cycle(n) if n % 2 else _after_one(_cycle(n - 1))], []
+        return [identity(n)], []
+    return [
+        one_after_another([_cycle(3), identity(n - 3)]),
+        _cycle(n) if n % 2 else one_after_another([identity(1), _cycle(n - 1)]),
+    ], []
 
 
 @_sized
-def Z(n: int) -> tuple[Matrices, Matrices]:
+def Z(n: int) -> Generators:
     """The cyclic shifts of ``n`` coordinates."""
     return [_cycle(n)], []
 
 
 @_sized
-def D(n: int) -> tuple[Matrices, Matrices]:
+def D(n: int) -> Generators:
     """The symmetries of a polygon, on its ``n`` vertices: shifts and reflections."""
-    return [_cycle(n), np.eye(n)[[-i % n for i in range(n)]]], []
+    return [_cycle(n), _permutation([-i % n for i in range(n)])], []
 
 
 @_sized
-def SignedPermutations(n: int) -> tuple[Matrices, Matrices]:
+def SignedPermutations(n: int) -> Generators:
     """All permutations and sign flips of ``n`` coordinates, the hyperoctahedral group."""
     return [_transposition(n), _cycle(n), _reflection(n)], []
 
 
 @_sized
-def SO(n: int) -> tuple[Matrices, Matrices]:
+def SO(n: int) -> Generators:
     """The rotations of ``R^n``: those that permute axes, and the turns of the first two axes."""
     return _turns(n), [_unit(n, 1, 0) - _unit(n, 0, 1)] if n > 1 else []
 
 
 @_sized
-def O(n: int) -> tuple[Matrices, Matrices]:  # noqa: E743
+def O(n: int) -> Generators:  # noqa: E743
     """The rotations and reflections of ``R^n``."""
     return [*_turns(n), _reflection(n)], [_unit(n, 1, 0) - _unit(n, 0, 1)] if n > 1 else []
 
 
 @_sized
-def GL(n: int) -> tuple[Matrices, Matrices]:
+def GL(n: int) -> Generators:
     """All invertible matrices ``[n, n]``: ``vector`` and its ``dual`` differ."""
     shear = [_unit(n, 0, 1)] if n > 1 else []
     return [_transposition(n), _cycle(n), _reflection(n)], [_unit(n, 0, 0), *shear]
@@ -89,10 +92,9 @@ def GL(n: int) -> tuple[Matrices, Matrices]:
 def Lorentz() -> Group:
     """The proper orthochronous Lorentz group on ``(t, x, y, z)``: rotations of space, and boosts."""
     boost, turn = _unit(4, 0, 1) + _unit(4, 1, 0), _unit(4, 2, 1) - _unit(4, 1, 2)
-    return Group([_after_one(turn) for turn in _turns(3)], [boost, turn], "Lorentz()")
+    return Group([one_after_another([identity(1), turn]) for turn in _turns(3)], [boost, turn], "Lorentz()")
 
 
-@functools.cache
 def Product(*groups: Group) -> Group:
     """Pairs ``(g, h)``. Its ``vectors`` are those of the factors, seen in it; ``vector`` is their direct sum.
 
@@ -117,53 +119,55 @@ def Product(*groups: Group) -> Group:
     if len(groups) < 2:
         msg = f"Product: got {len(groups)} groups, expected at least two."
         raise ValueError(msg)
-    sizes = [group.vector.size for group in groups]
+    return _product(groups)
 
-    def placed(place: int, matrix: np.ndarray, *, identity: bool) -> np.ndarray:
-        others = (np.eye(size) if identity else np.zeros((size, size)) for size in sizes)
-        return scipy.linalg.block_diag(*(matrix if i == place else other for i, other in enumerate(others)))
 
+@functools.cache
+def _product(groups: tuple[Group, ...]) -> Group:
+    vectors = [group.vector for group in groups]
     finite = [
-        placed(place, as_sparse(group.vector.finite(i)).toarray(), identity=True)
-        for place, group in enumerate(groups)
-        for i in range(group.num_finite)
+        _placed(place, [identity(V.size) for V in vectors], V.finite(i))
+        for place, V in enumerate(vectors)
+        for i in range(V.group.num_finite)
     ]
     lie = [
-        placed(place, group.vector.lie(i).toarray(), identity=False)
-        for place, group in enumerate(groups)
-        for i in range(group.num_lie)
+        _placed(place, [scipy.sparse.csr_array((V.size, V.size)) for V in vectors], V.lie(i))
+        for place, V in enumerate(vectors)
+        for i in range(V.group.num_lie)
     ]
     return Group(finite, lie, f"Product({', '.join(group.name for group in groups)})", groups)
 
 
-def _cycle(n: int) -> Float[np.ndarray, "n n"]:
-    return np.roll(np.eye(n), 1, axis=1)
+def _placed(place: int, others: Sequence[Move], move: Move) -> Move:
+    """A generator in its place, and beside it what does nothing."""
+    return block([move if i == place else other for i, other in enumerate(others)])
 
 
-def _transposition(n: int) -> Float[np.ndarray, "n n"]:
-    return np.eye(n)[[1, 0, *range(2, n)]] if n > 1 else np.eye(n)
+def _permutation(places: Sequence[int]) -> Signed:
+    return Signed(np.array(places), np.ones(len(places), int))
 
 
-def _reflection(n: int) -> Float[np.ndarray, "n n"]:
-    return np.diag([-1.0, *[1.0] * (n - 1)])
+def _cycle(n: int) -> Signed:
+    return _permutation([*range(1, n), 0])
 
 
-def _after_one(matrix: Float[np.ndarray, "n n"]) -> Float[np.ndarray, "m m"]:
-    """The first coordinate stays."""
-    return scipy.linalg.block_diag(np.eye(1), matrix)
+def _transposition(n: int) -> Signed:
+    return _permutation([1, 0, *range(2, n)]) if n > 1 else identity(1)
 
 
-def _unit(n: int, i: int, j: int) -> Float[np.ndarray, "n n"]:
-    matrix = np.zeros((n, n))
-    matrix[i, j] = 1
-    return matrix
+def _reflection(n: int) -> Signed:
+    return Signed(np.arange(n), np.array([-1, *[1] * (n - 1)]))
 
 
-def _turns(n: int) -> list[Float[np.ndarray, "n n"]]:
+def _unit(n: int, i: int, j: int) -> scipy.sparse.csr_array:
+    return scipy.sparse.csr_array(([1.0], ([i], [j])), shape=(n, n))
+
+
+def _turns(n: int) -> list[Signed]:
     """Generators of the signed permutations of determinant 1."""
     if n == 1:
-        return [np.eye(1)]
+        return [identity(1)]
     turn, cycle = _transposition(n), _cycle(n)
-    turn[0, 1] = -1
-    cycle[-1, 0] = (-1) ** (n - 1)
+    turn.signs[0] = -1
+    cycle.signs[-1] = (-1) ** (n - 1)
     return [turn, cycle]

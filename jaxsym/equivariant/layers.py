@@ -45,7 +45,7 @@ class TiedDense(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "*batch n"]) -> Float[Array, "*batch n"]:
         """Outputs of the same length."""
-        _expect_axis(x, None, self.features, "TiedDense")
+        x = _checked(x, None, self.features, "TiedDense")
         n, total = x.shape[-1], x.sum(-1, keepdims=True)
         alpha = _weights(self, "alpha", self.features, x)
         beta = _weights(self, "beta", self.features, x, spread=1 / n)
@@ -77,7 +77,7 @@ class TiedQuadratic(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "*batch n"]) -> Float[Array, "*batch n"]:
         """Outputs of the same shape."""
-        _expect_axis(x, None, None, "TiedQuadratic")
+        x = _checked(x, None, None, "TiedQuadratic")
         n = x.shape[-1]
         s, q = x.sum(-1, keepdims=True), (x**2).sum(-1, keepdims=True)
         squares = [x**2, x * s, s**2, q][: {1: 1, 2: 3}.get(n, 4)]
@@ -137,7 +137,7 @@ class EquivariantDense(nn.Module):
         maps = basis(self.rep_in, self.rep_out)
         fixed = basis(maps.rep_out.group.scalar, maps.rep_out)
         outputs, inputs = maps.shape
-        _expect_axis(x, inputs, self.features, f"EquivariantDense from {maps.rep_in.text()}")
+        x = _checked(x, inputs, self.features, f"EquivariantDense from {maps.rep_in.text()}")
         if not maps.dimension:
             msg = f"EquivariantDense: no map but 0 from {maps.rep_in.text()} to {maps.rep_out.text()} commutes with {maps.rep_in.group.name}; take other representations, such as tensor products."
             raise ValueError(msg)
@@ -169,10 +169,16 @@ def _mixed(weights: Float[Array, "c f"], x: Float[Array, "*batch c n"]) -> Float
     return jnp.einsum("...ci,cf->...fi", x, weights)
 
 
-def _expect_axis(x: Float[Array, "..."], size: int | None, features: int | None, who: str) -> None:
-    """Refuse inputs without the axes that a layer wants, or of another length."""
-    axes = 1 if features is None else 2
-    if jnp.ndim(x) < axes or (size is not None and x.shape[-1] != size):
-        channels = "" if features is None else "channels, "
-        msg = f"{who}: inputs have shape {jnp.shape(x)}, expected [..., {channels}{'n' if size is None else size}]."
+def _checked(x: Float[Array, "..."], size: int | None, features: int | None, who: str) -> Array:
+    """Inputs as floating numbers; refuses those without the axes that a layer wants, or of another length, and features that are no number of channels."""
+    if features is not None and (
+        not isinstance(features, int | np.integer) or isinstance(features, bool) or features < 1
+    ):
+        msg = f"{who}: features is {features!r}, expected a positive integer, the number of channels, or None for inputs without that axis."
         raise ValueError(msg)
+    x = jnp.asarray(x)
+    if x.ndim < (1 if features is None else 2) or not x.shape[-1] or (size is not None and x.shape[-1] != size):
+        channels = "" if features is None else "channels, "
+        msg = f"{who}: inputs have shape {x.shape}, expected [..., {channels}{'n' if size is None else size}]."
+        raise ValueError(msg)
+    return x if jnp.issubdtype(x.dtype, jnp.inexact) else x.astype(float)

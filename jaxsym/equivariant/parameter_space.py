@@ -69,21 +69,23 @@ def parameter_space(sym: Symmetry, kinds: tuple[str, ...] | None = None) -> Para
     if not sym.shapes:
         msg = "parameter_space: the group was made from an action, expected one that jaxsym.discover found, whose leaves are known."
         raise ValueError(msg)
-    unknown = [kind for kind in kinds or () if kind not in LINEAR]
-    if unknown:
-        msg = f"parameter_space: kinds has {unknown[0]!r}, expected some of {', '.join(LINEAR)}."
-        raise ValueError(msg)
+    kept = _kept(kinds)
     sizes = {path: int(np.prod(shape)) for path, shape in sym.shapes.items()}
     total = sum(sizes.values())
     finite: list[Move] = []
     wanted: list[tuple[Factor, int]] = []
     for number, factor in enumerate(sym.factors):
-        if kinds is not None and factor.kind not in kinds:
+        if kept is not None and factor.kind not in kept:
             continue
         if factor.kind not in LINEAR:
             raise ValueError(_affine(factor))
-        finite += [_finite(sym, factor, number, part, total) for part in _parts(factor)]
-        wanted += [(factor, place) for place in _directions(sym, number)]
+        alike = any(
+            (other.kind, other.classes, other.shape) == ("permutation", factor.classes, factor.shape)
+            for other in sym.factors
+            if kept is None or other.kind in kept
+        )
+        finite += [_finite(sym, factor, number, part, total) for part in _parts(factor, alike=alike)]
+        wanted += [(factor, place) for place in _directions(sym, number, alike=alike)]
     lie = list(_tangents(sym, wanted, total)) if wanted else []
     if not finite and not lie:
         finite = [Signed(np.arange(total), np.ones(total, int))]
@@ -99,8 +101,20 @@ def parameter_space(sym: Symmetry, kinds: tuple[str, ...] | None = None) -> Para
     return ParameterSpace(group, direct_sum(*leaves.values()) if apart else group.vector, leaves)
 
 
-def _parts(factor: Factor) -> Iterator[np.ndarray]:
-    """Elements that generate a factor's finite part, or permute and flip as elements of a continuous one do."""
+def _kept(kinds: Any) -> tuple[str, ...] | None:
+    """The kinds of factors to keep, all where None."""
+    if kinds is None:
+        return None
+    names = (kinds,) if isinstance(kinds, str) else tuple(kinds)
+    for name in names:
+        if name not in LINEAR:
+            msg = f"parameter_space: kinds has {name!r}, expected some of {', '.join(LINEAR)}."
+            raise ValueError(msg)
+    return names
+
+
+def _parts(factor: Factor, *, alike: bool) -> Iterator[np.ndarray]:
+    """Elements that generate a factor's finite part, or permute and flip as elements of a continuous one do; ``alike``: with permutations of its units."""
     copies = list(np.ndindex(factor.shape[:-1]))
     if factor.kind == "permutation":
         for copy in copies if factor.size > 1 else ():
@@ -109,7 +123,7 @@ def _parts(factor: Factor) -> Iterator[np.ndarray]:
                 order[copy] = moved
                 yield order
     elif factor.kind == "sign":
-        for unit in np.ndindex(factor.shape):
+        for unit in np.ndindex(*factor.shape[:-1], 1 if alike else factor.size):
             signs = np.ones(factor.shape)
             signs[unit] = -1
             yield signs
@@ -125,12 +139,14 @@ def _parts(factor: Factor) -> Iterator[np.ndarray]:
 _MATRICES = {"general_linear": GL, "orthogonal": SO}
 
 
-def _directions(sym: Symmetry, number: int) -> Iterator[int]:
+def _directions(sym: Symmetry, number: int, *, alike: bool) -> Iterator[int]:
     """Coordinates of Lie-algebra elements that, with :func:`_parts`, generate a factor's continuous part."""
     start = sum(_dim(factor) for factor in sym.factors[:number])
     factor = sym.factors[number]
     each = _dim(factor) // max(factor.copies, 1)
-    kept = {"scaling": range(each), "general_linear": (0, 1)[:each], "orthogonal": (0,)[:each]}.get(factor.kind, ())
+    kept = {"scaling": range(1 if alike else each), "general_linear": (0, 1)[:each], "orthogonal": (0,)[:each]}.get(
+        factor.kind, ()
+    )
     for copy in range(factor.copies):
         for place in kept:
             yield start + copy * each + place
@@ -144,14 +160,20 @@ def _finite(sym: Symmetry, factor: Factor, number: int, part: np.ndarray, total:
     """What one element does to all parameters, seen from what it does to some."""
     element: Any = tuple(part if i == number else still for i, still in enumerate(sym.still()))
     move = lambda vector: _joined(sym, sym.act(element, _split(sym, vector)))  # noqa: E731
+    with np.errstate(all="ignore"):  # what is no number is no linear map, and is found below
+        return _checked(factor, _seen(factor, move, total), move, total)
+
+
+def _seen(factor: Factor, move: Any, total: int) -> Move:
+    """What is done to a vector with another number everywhere shows a signed permutation; else it is seen column by column."""
     coded = move(1.0 + np.arange(total))
+    if not np.isfinite(coded).all():
+        raise ValueError(_affine(factor))
     places = np.rint(np.abs(coded)).astype(int) - 1
     if np.array_equal(np.sort(places), np.arange(total)):
-        found: Move = Signed(places, np.sign(coded).astype(int))
-    else:
-        _expect_small(factor, total)
-        found = scipy.sparse.csr_array(np.stack([move(row) for row in np.eye(total)], axis=1))
-    return _checked(factor, found, move, total)
+        return Signed(places, np.sign(coded).astype(int))
+    _expect_small(factor, total)
+    return scipy.sparse.csr_array(np.stack([move(row) for row in np.eye(total)], axis=1))
 
 
 def _tangents(sym: Symmetry, wanted: list[tuple[Factor, int]], total: int) -> Iterator[scipy.sparse.csr_array]:
@@ -176,7 +198,8 @@ def _tangents(sym: Symmetry, wanted: list[tuple[Factor, int]], total: int) -> It
 def _checked(factor: Factor, found: Move, move: Any, total: int) -> Move:
     """Refuse what is no linear map: at random parameters it does something else than the matrix."""
     vector = host.normal("parameter_space", total)
-    if np.abs(as_sparse(found) @ vector - move(vector)).max(initial=0) > ROUNDING * np.abs(vector).max(initial=1):
+    apart = np.abs(as_sparse(found) @ vector - move(vector)).max(initial=0)
+    if not apart <= ROUNDING * np.abs(vector).max(initial=1):  # NaN is not
         raise ValueError(_affine(factor))
     return found
 

@@ -21,6 +21,8 @@ from jaxsym.symmetry import draws
 
 SINGULAR = 1e10
 """A matrix of this condition has no inverse."""
+LARGEST = 10**8
+"""Coordinates of copies, at most."""
 
 
 class Signed(NamedTuple):
@@ -88,7 +90,8 @@ class Group:
         name: str = "a group",
         factors: "tuple[Group, ...]" = (),
     ) -> None:
-        if not len(finite) and not len(lie):
+        finite, lie = (_listed_matrices(matrices, name) for matrices in (finite, lie))
+        if not finite and not lie:
             msg = f"{name}: got no generator, expected at least one matrix; the trivial group is S(1)."
             raise ValueError(msg)
         self.name, self.factors = name, factors
@@ -98,8 +101,9 @@ class Group:
     @functools.cached_property
     def scalar(self) -> "Representation":
         """The representation on ``R`` that nothing moves."""
-        still = Signed(np.zeros(1, int), np.ones(1, int))
-        return Given(self, "scalar", 1, (still,) * self.num_finite, (scipy.sparse.csr_array((1, 1)),) * self.num_lie)
+        return Given(
+            self, "scalar", 1, (identity(1),) * self.num_finite, (scipy.sparse.csr_array((1, 1)),) * self.num_lie
+        )
 
     def representation(
         self,
@@ -116,6 +120,7 @@ class Group:
         ValueError
             If there are not as many matrices as generators, or one is not square, not finite, of another size, or (finite) has no inverse.
         """
+        finite, lie = (_listed_matrices(matrices, self.name) for matrices in (finite, lie))
         for kind, given, wanted in (("finite", finite, self.num_finite), ("lie", lie, self.num_lie)):
             if len(given) != wanted:
                 msg = f"{self.name}: got {len(given)} {kind} matrices, expected {wanted}, one for each of its {kind} generators."
@@ -144,11 +149,15 @@ class Group:
         ValueError
             If it is a representation of another group, or two factors are the same group, so that it is not said which is meant.
         """
+        if not isinstance(rep, Representation):
+            msg = f"got a {type(rep).__name__}, expected a representation, such as S(5).vector."
+            raise TypeError(msg)
         if rep.group is self:
             return rep
         places = [i for i, factor in enumerate(self.factors) if _within(rep.group, factor)]
         if not places:
-            msg = f"got a representation of {rep.group.name}, expected one of {self.name}{_listed(self.factors)}: make it with that group, or take Product of both."
+            again = " (another object of that name)" if rep.group.name == self.name else ""
+            msg = f"got a representation of {rep.group.name}{again}, expected one of {self.name}{_listed(self.factors)}: make it with that group, or take Product of both."
             raise ValueError(msg)
         if len(places) > 1:
             msg = (
@@ -166,6 +175,9 @@ class Group:
         before = self.factors[:place]
         start = sum(factor.num_finite for factor in before), sum(factor.num_lie for factor in before)
         return Seen(self, rep.size, rep, *start)
+
+    def __deepcopy__(self, memo: Any) -> "Group":
+        return self  # nothing in it changes, and representations of a copy would be of another group
 
     def __repr__(self) -> str:
         return self.name
@@ -188,13 +200,27 @@ class Representation(abc.ABC):
     def lie(self, number: int) -> scipy.sparse.csr_array:
         """What a generator of the Lie algebra does."""
 
+    def bound(self, number: int) -> Float[np.ndarray, " size"]:
+        """By how much a generator of the Lie algebra could change each coordinate of numbers up to 1, if nothing cancelled: rounding is relative to it."""
+        return np.asarray(abs(self.lie(number)).sum(axis=1))
+
     @property
     def dual(self) -> "Representation":
         """On linear functions of these vectors: the inverse transposes."""
         return Dual(self.group, self.size, self)
 
     def matrix(self, element: Element) -> Float[np.ndarray, "size size"]:
-        """The matrix of a group element."""
+        """The matrix of a group element.
+
+        Raises
+        ------
+        ValueError
+            If it is no element of this group.
+        """
+        word = element.word if isinstance(element, Element) else (-1,)
+        if not all(0 <= n < self.group.num_finite for n in word) or len(element.coordinates) != self.group.num_lie:
+            msg = f"matrix: got no element of {self.group.name}: take one of its .sample(key)."
+            raise ValueError(msg)
         moves = {number: self.finite(number) for number in set(element.word)}
         matrix = np.eye(self.size)
         for signed, run in itertools.groupby(reversed(element.word), lambda number: isinstance(moves[number], Signed)):
@@ -213,9 +239,12 @@ class Representation(abc.ABC):
             return NotImplemented
         return direct_sum(*together(self, other))
 
+    def __radd__(self, other: Any) -> "Representation":
+        return self if isinstance(other, int) and other == 0 else NotImplemented  # of sum([V, W])
+
     def __mul__(self, other: Any) -> "Representation":
-        if isinstance(other, int) and not isinstance(other, bool):
-            return _copies(self, other)
+        if isinstance(other, int | np.integer) and not isinstance(other, bool):
+            return _copies(self, int(other))
         if not isinstance(other, Representation):
             return NotImplemented
         return product(*together(self, other))
@@ -223,7 +252,7 @@ class Representation(abc.ABC):
     __rmul__ = __mul__
 
     def __pow__(self, power: int) -> "Representation":
-        if not isinstance(power, int) or power < 0:
+        if not isinstance(power, int | np.integer) or isinstance(power, bool) or power < 0:
             msg = f"power: got {power!r}, expected an integer from 0 on."
             raise ValueError(msg)
         return product(*(self,) * power) if power else self.group.scalar
@@ -274,7 +303,7 @@ class Seen(Representation):
         own = number - self.first_finite
         if 0 <= own < self.rep.group.num_finite:
             return self.rep.finite(own)
-        return Signed(np.arange(self.size), np.ones(self.size, int))
+        return identity(self.size)
 
     def lie(self, number: int) -> scipy.sparse.csr_array:
         """Of the factor's generators only."""
@@ -312,7 +341,7 @@ class Dual(Representation):
 
     def text(self) -> str:
         """With ``.dual``."""
-        return f"({self.rep.text()}).dual" if isinstance(self.rep, Tensor | Sum) else f"{self.rep.text()}.dual"
+        return f"{self.rep.text()}.dual"
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -322,6 +351,15 @@ class Tensor(Representation):
     group: Group
     size: int
     parts: tuple[Representation, ...]
+
+    @property
+    def dual(self) -> Representation:
+        """That of the duals."""
+        return product(*(part.dual for part in self.parts))
+
+    def bound(self, number: int) -> Float[np.ndarray, " size"]:
+        """The Kronecker sum of the bounds."""
+        return functools.reduce(lambda a, b: (a[:, None] + b).ravel(), (part.bound(number) for part in self.parts))
 
     def finite(self, number: int) -> Move:
         """The Kronecker product."""
@@ -352,14 +390,19 @@ class Sum(Representation):
     size: int
     parts: tuple[Representation, ...]
 
+    @property
+    def dual(self) -> Representation:
+        """That of the duals."""
+        return direct_sum(*(part.dual for part in self.parts))
+
+    def bound(self, number: int) -> Float[np.ndarray, " size"]:
+        """One after another."""
+        return np.concatenate(self._each(lambda part: part.bound(number)))
+
     def finite(self, number: int) -> Move:
         """Block by block."""
         moves = self._each(lambda part: part.finite(number))
-        if all(isinstance(move, Signed) for move in moves):
-            starts = itertools.accumulate((len(move.places) for move in moves), initial=0)
-            places = [move.places + start for move, start in zip(moves, starts, strict=False)]
-            return Signed(np.concatenate(places), np.concatenate([move.signs for move in moves]))
-        return scipy.sparse.csr_array(scipy.sparse.block_diag(list(map(as_sparse, moves)), "csr"))
+        return block(moves)
 
     def lie(self, number: int) -> scipy.sparse.csr_array:
         """Block by block."""
@@ -387,12 +430,33 @@ def as_sparse(move: Move) -> scipy.sparse.csr_array:
 
 def product(*parts: Representation) -> Representation:
     """The tensor product of representations of one group."""
-    return parts[0] if len(parts) == 1 else Tensor(parts[0].group, math.prod(part.size for part in parts), parts)
+    flat = tuple(p for part in parts for p in (part.parts if isinstance(part, Tensor) else (part,)))
+    return parts[0] if len(parts) == 1 else Tensor(parts[0].group, math.prod(part.size for part in flat), flat)
 
 
 def direct_sum(*parts: Representation) -> Representation:
     """The direct sum of representations of one group."""
-    return parts[0] if len(parts) == 1 else Sum(parts[0].group, sum(part.size for part in parts), parts)
+    flat = tuple(p for part in parts for p in (part.parts if isinstance(part, Sum) else (part,)))
+    return parts[0] if len(parts) == 1 else Sum(parts[0].group, sum(part.size for part in flat), flat)
+
+
+def one_after_another(moves: Sequence[Signed]) -> Signed:
+    """Signed permutations as one, of coordinates one after another."""
+    starts = itertools.accumulate((len(move.places) for move in moves), initial=0)
+    places = [move.places + start for move, start in zip(moves, starts, strict=False)]
+    return Signed(np.concatenate(places), np.concatenate([move.signs for move in moves]))
+
+
+def block(moves: Sequence[Move]) -> Move:
+    """Block-diagonal."""
+    if all(isinstance(move, Signed) for move in moves):
+        return one_after_another(moves)
+    return scipy.sparse.csr_array(scipy.sparse.block_diag(list(map(as_sparse, moves)), "csr"))
+
+
+def identity(size: int) -> Signed:
+    """What moves nothing."""
+    return Signed(np.arange(size), np.ones(size, int))
 
 
 def together(*reps: Representation) -> tuple[Representation, ...]:
@@ -421,8 +485,8 @@ def _listed(groups: Sequence[Group]) -> str:
 
 
 def _copies(rep: Representation, num: int) -> Representation:
-    if num < 1:
-        msg = f"copies: got {num} of {rep.text()}, expected at least 1."
+    if not 1 <= num <= LARGEST // rep.size:
+        msg = f"copies: got {num} of {rep.text()}, expected at least 1, and at most {LARGEST:.0e} coordinates in all."
         raise ValueError(msg)
     return direct_sum(*(rep,) * num)
 
@@ -437,22 +501,30 @@ def _after(first: Signed, then: Signed) -> Signed:
     return Signed(first.places[then.places], then.signs * first.signs[then.places])
 
 
+def _listed_matrices(matrices: Any, who: str) -> list[Any]:
+    """Generators as a list: arrays, sparse matrices and signed permutations."""
+    try:
+        return [m if isinstance(m, Signed) or scipy.sparse.issparse(m) else np.asarray(m) for m in matrices]
+    except (TypeError, ValueError) as error:
+        msg = f"{who}: got generators that are no matrices ({error}), expected a list of arrays [n, n]."
+        raise ValueError(msg) from error
+
+
 def _size(matrix: Any) -> int:
     """Of the first matrix; 0 of what is none."""
-    if isinstance(matrix, Signed):
-        return len(matrix.places)
-    shape = matrix.shape if scipy.sparse.issparse(matrix) else np.shape(matrix)
+    shape = (len(matrix.places),) * 2 if isinstance(matrix, Signed) else matrix.shape
     return shape[0] if len(shape) == 2 else 0
 
 
 def _matrix(matrix: Any, size: int, who: str) -> scipy.sparse.csr_array:
-    shape = matrix.shape if scipy.sparse.issparse(matrix) else np.shape(matrix)
+    shape = (len(matrix.places),) * 2 if isinstance(matrix, Signed) else matrix.shape
     if shape != (size, size) or not size:
         wanted = f"[{size}, {size}], as of the first one" if size else "[n, n]"
         msg = f"{who} has shape {shape}, expected a square matrix {wanted}."
         raise ValueError(msg)
-    found = matrix if scipy.sparse.issparse(matrix) else np.asarray(matrix)
-    if found.dtype.kind not in "buif" or not np.isfinite(found.data if scipy.sparse.issparse(found) else found).all():
+    found = as_sparse(matrix)
+    numbers = found.data if scipy.sparse.issparse(found) else found
+    if found.dtype.kind not in "buif" or not np.isfinite(numbers).all():
         msg = f"{who} has entries that are no finite real numbers; write a complex matrix as a real one of twice the size."
         raise ValueError(msg)
     return scipy.sparse.csr_array(found.astype(float))
@@ -460,16 +532,23 @@ def _matrix(matrix: Any, size: int, who: str) -> scipy.sparse.csr_array:
 
 def _move(matrix: Any, size: int, who: str) -> Move:
     """A signed permutation as one, and another matrix if it has an inverse."""
-    if isinstance(matrix, Signed):
-        return matrix
+    if isinstance(matrix, Signed) and len(matrix.places) == size:
+        return _fixed(matrix)
     found = _matrix(matrix, size, who)
     found.eliminate_zeros()
     found.sort_indices()
     once = (np.diff(found.indptr) == 1).all() and np.array_equal(np.sort(found.indices), np.arange(size))
     if once and (np.abs(found.data) == 1).all():
-        return Signed(found.indices.astype(np.int64), found.data.astype(np.int64))
+        return _fixed(Signed(found.indices.astype(np.int64), found.data.astype(np.int64)))
     condition = np.linalg.cond(found.toarray())
     if condition > SINGULAR:
         msg = f"{who} has no inverse (condition {condition:.0e}), expected an element of a group; an element of a Lie algebra is given as lie."
         raise ValueError(msg)
     return found
+
+
+def _fixed(move: Signed) -> Signed:
+    """What nobody can change: groups are shared."""
+    for array in move:
+        array.flags.writeable = False
+    return move

@@ -1,5 +1,6 @@
 """Bases of equivariant maps: laws at random elements over all groups, dimensions by independent routes, errors."""
 
+import copy
 import itertools
 
 import jax
@@ -211,6 +212,74 @@ def test_the_same_bits_again():
     )
 
 
+PHI = (1 + 5**0.5) / 2
+ICOSAHEDRAL = Group(
+    [
+        np.roll(np.eye(3), 1, 1),
+        np.diag([-1.0, -1, 1]),
+        np.array([[1, -PHI, 1 / PHI], [PHI, 1 / PHI, -1], [1 / PHI, 1, PHI]]) / 2,
+    ]
+)
+
+
+def test_rounding_is_no_equation():
+    """Where a generator does nothing to what others leave, what it leaves is rounding, however small its matrix or large."""
+    V = ICOSAHEDRAL.vector
+    assert [basis(V**r, V**r).dimension for r in (1, 2)] == [1, 3]
+    assert [basis(ICOSAHEDRAL.scalar, V**r).dimension for r in (2, 4, 6)] == [
+        1,
+        3,
+        16,
+    ]  # one more than of all rotations
+    for c in range(2, 200):
+        scaled = Group([[[float(c)]]])
+        assert basis(scaled.vector, scaled.vector).dimension == 1
+    octahedral = [SO(3).vector.finite(i) for i in range(2)]
+    for angle in np.linspace(0.1, 3, 12):
+        turn = scipy.linalg.block_diag([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]], 1)
+        group = Group([*octahedral, turn])
+        assert (basis(group.vector, group.vector).dimension, basis(group.scalar, group.vector**2).dimension) == (1, 1)
+
+
+def test_numbers_of_very_different_size():
+    far = Group([np.diag([1, 5e9])])
+    assert basis(far.vector, far.vector).dimension == 2
+    lie = Group(lie=[np.diag([1.0, 1e10])])
+    assert basis(lie.scalar, lie.vector).dimension == 0
+    assert basis(lie.vector, lie.vector).dimension == 2
+
+
+def test_integers_are_coefficients_too():
+    found = basis(S(5).vector, S(5).vector)
+    np.testing.assert_allclose(found.map([1, 2]), found.map([1.0, 2.0]))
+    np.testing.assert_allclose(found.map(np.array([True, False])), found.map([1.0, 0.0]))
+
+
+def test_what_is_shared_cannot_be_changed():
+    found = basis(S(5).vector, S(5).vector)
+    found.vectors[:] = 0
+    assert np.abs(found.vectors).max() > 0
+    for array in (found.orbits, found.weights, *S(5).vector.finite(0), basis(SO(3).vector, SO(3).vector).mix):
+        with pytest.raises(ValueError, match="read-only"):
+            array[:] = 0
+
+
+def test_sums_of_many():
+    V = S(3).vector
+    total = V
+    for _ in range(400):
+        total = total + V
+    assert basis(total, V).dimension == 802
+    assert total == 401 * V
+    assert sum([V, V]) == 2 * V
+    assert (V * V) * V == V**3
+    assert (V * V + V).dual.dual == V * V + V
+    assert V * np.int64(2) == 2 * V
+    assert S(np.int64(3)) is S(3)
+    assert basis(500 * V, 500 * V).dimension == 500_000
+    assert copy.deepcopy(V).group is S(3)
+
+
 BAD = {
     "no generator": (lambda: Group(), "got no generator"),
     "not square": (lambda: Group([np.ones((2, 3))]), r"shape \(2, 3\), expected a square matrix"),
@@ -233,16 +302,28 @@ BAD = {
     "no copies": (lambda: 0 * S(3).vector, "got 0 of vector"),
     "a negative power": (lambda: S(3).vector ** -1, "power: got -1"),
     "coefficients": (lambda: basis(S(3).vector, S(3).vector).map(jnp.ones(3)), r"expected \[..., 2\]"),
-    "a matrix": (lambda: basis(S(3).vector, S(3).vector).project(np.eye(4)), r"shape \(4, 4\), expected \(3, 3\)"),
+    "a matrix": (lambda: basis(S(3).vector, S(3).vector).project(np.eye(4)), r"shape \(4, 4\), expected finite real numbers \[3, 3\]"),
     "one factor": (lambda: Product(S(3)), "expected at least two"),
-    "nearly nothing": (
-        lambda: basis(*[Group(lie=[np.diag([1, 2e-6, 0])]).vector] * 2),
-        "singular values of [12]e-06 of the largest, and no clean gap",
+    "nearly the identity": (
+        lambda: basis(*[Group([np.diag([1, 1 + 1e-10])]).vector] * 2),
+        "a singular value of 5e-11, and no clean gap",
     ),
-    "still nearer": (
-        lambda: basis(*[Group(lie=[np.diag([1, 2e-8, 0])]).vector] * 2),
-        "singular values of [12]e-08 of the largest, and no clean gap",
+    "nearly nothing": (lambda: basis(*[Group(lie=[np.diag([1, 1 + 1e-9])]).vector] * 2), "a singular value of 5e-10, and no"),
+    "many copies": (lambda: 10**9 * S(3).vector, "got 1000000000 of vector"),
+    "a large dense generator": (
+        lambda: basis(GROUPS["rotations by a fifth"].vector ** 5, GROUPS["rotations by a fifth"].vector ** 5, memory=0.01),
+        r"maps \[32, 32\] takes about [\d.]+ GiB, expected at most 0.01",
     ),
+    "all maps as matrices": (lambda: basis(99 * S(99).vector, 9 * S(99).vector).vectors, "use map, project and coefficients"),
+    "no memory": (lambda: basis(S(3).vector, S(3).vector, memory=np.nan), "memory is nan, expected a positive number"),
+    "memory in words": (lambda: basis(S(3).vector, S(3).vector, memory="4"), "memory is '4'"),
+    "rows of unlike lengths": (lambda: Group([[[0, 1], [1]]]), "generators that are no matrices"),
+    "no list": (lambda: Group(3), "generators that are no matrices"),
+    "an element of another group": (lambda: S(5).vector.matrix(SO(3).sample(jax.random.key(0))), r"no element of S\(5\)"),
+    "no element": (lambda: S(5).vector.matrix(3), r"no element of S\(5\)"),
+    "a complex matrix": (lambda: basis(S(3).vector, S(3).vector).project(1j * np.eye(3)), "complex128 matrix"),
+    "NaN in a matrix": (lambda: basis(S(3).vector, S(3).vector).project(np.nan * np.eye(3)), "expected finite real numbers"),
+    "a matrix where there is no map": (lambda: basis(SO(3).scalar, SO(3).vector).project(np.ones((7, 7))), r"shape \(7, 7\)"),
 }  # fmt: skip
 
 

@@ -125,6 +125,14 @@ BAD = {
     "odd": (lambda: folded(5), "n is 5, expected an even number"),
     "nothing": (lambda: quadratic(0), "quadratic: n is 0, expected a positive integer"),
     "a value in the way": (lambda: constrained(colours([((0,), 1.0)]), []), "colour 0 has a value"),
+    "as large as that": (lambda: colours([((10**6, 10**6), (0, 0))]), r"1e\+12 entries, expected at most 1e\+08"),
+    "three entries": (lambda: colours([((0, 0), (1, 1), (2, 2))]), "expected a pair"),
+    "a truth": (lambda: colours([((True, 0), (1, 1))]), r"inconsistent equations: entry \(True, 0\)"),
+    "no shape": (lambda: colours(Equations(3, ())), "shape is 3, expected a tuple"),
+    "a shape in halves": (lambda: colours(Equations((2.0, 2), ())), "expected a tuple of positive integers"),
+    "line 8 of nothing": (lambda: mixed(-3), "mixed: n is -3"),
+    "a coefficient that is none": (lambda: constrained(colours(linear(2)), [{(0, 0): np.nan}]), "finite number"),
+    "large tensors": (lambda: constrained(colours(Equations((40, 40, 40), ())), []), "64000 tensors .* GiB, expected at most 4"),
     "a form outside": (lambda: constrained(colours(linear(2)), [{(0, 5): 1.0}]), r"entry \(0, 5\) is none"),
 }  # fmt: skip
 
@@ -134,3 +142,13 @@ def test_bad_equations_say_what_was_got(case):
     wrong, said = BAD[case]
     with pytest.raises(ValueError, match=said):
         wrong()
+
+
+def test_bad_types_say_so():
+    for wrong in (5, linear):
+        with pytest.raises(TypeError, match="expected pairs of entries"):
+            colours(wrong)
+    with pytest.raises(TypeError, match="got a Equations, expected what colours"):
+        constrained(linear(3), [])
+    with pytest.raises(TypeError, match="no list of dictionaries"):
+        constrained(colours(linear(3)), {(0, 0): 1.0})

@@ -159,6 +159,9 @@ BAD = {
         jnp.ones((2, 4)),
         r"EquivariantDense from vector: inputs have shape \(2, 4\), expected \[..., 5\]",
     ),
+    "no points": (TiedQuadratic(), jnp.ones((3, 0)), r"shape \(3, 0\), expected \[..., n\]"),
+    "minus one channel": (TiedDense(-1), jnp.ones((2, 5)), "features is -1, expected a positive integer"),
+    "half a channel": (EquivariantDense(S(5).vector, S(5).vector, 2.5), jnp.ones((2, 5)), "features is 2.5"),
     "no map": (
         EquivariantDense(SO(3).vector, SO(3).scalar),
         jnp.ones(3),
@@ -181,3 +184,11 @@ def test_a_bias_only_where_something_stays():
     V = S(3).vector
     assert basis(S(3).scalar, V).dimension == 1
     assert [p for p, _ in itertools.groupby(sorted(EquivariantDense(V, V).init(jax.random.key(0), jnp.ones(3))["params"]))] == ["bias", "coefficients"]  # fmt: skip
+
+
+def test_integers_lists_and_half_precision():
+    V = S(5).vector
+    layer = EquivariantDense(V, V)
+    params = layer.init(jax.random.key(0), jnp.arange(5))
+    np.testing.assert_allclose(layer.apply(params, [0, 1, 2, 3, 4]), layer.apply(params, np.arange(5.0)), rtol=1e-6)
+    assert TiedDense().init_with_output(jax.random.key(0), jnp.ones(5, jnp.bfloat16))[0].dtype == jnp.bfloat16

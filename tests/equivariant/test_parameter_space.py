@@ -1,5 +1,6 @@
 """Parameters of a network as a representation: against the group's own action, and dimensions by hand."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -105,9 +106,25 @@ def test_bad_input_says_what_was_got():
     sym, _, _ = network(MLP((3, 4, 1), "gelu"), (5, 2))
     with pytest.raises(ValueError, match="kinds has 'rotation', expected some of permutation"):
         parameter_space(sym, ("rotation",))
+    with pytest.raises(ValueError, match="kinds has 'rotation'"):
+        parameter_space(sym, "rotation")
+    some, one = (parameter_space(sym, kinds) for kinds in ((kind for kind in ["permutation"]), "permutation"))
+    assert some.group.num_finite == one.group.num_finite == 4
     with pytest.raises(
         ValueError, match=r"a translation of 3 units, params/Dense_0/bias.* does not move parameters linearly"
     ):
         network(MLP((3, 4, 1), "identity"), (5, 2))
     _, _, space = network(MLP((3, 4, 1), "identity"), (5, 2), ("general_linear",))
     assert basis(space.rep, space.group.scalar).dimension == 1
+
+
+def test_what_is_no_number_is_no_linear_action():
+    """A rotation of what a norm reads, at a point where the norm has none."""
+
+    class Normed(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return nn.Dense(2)(nn.LayerNorm()(nn.Dense(3)(x)))
+
+    with pytest.raises(ValueError, match="does not move parameters linearly"):
+        network(Normed(), (4, 3), ("orthogonal",))
