@@ -73,3 +73,15 @@ def test_far_apart_means_positive_and_a_factor_of_ten():
     assert not plots.far_apart(np.array([0.1, 0.9]))
     assert not plots.far_apart(np.array([0, 100]))
     assert not plots.far_apart(np.array([np.nan]))
+
+
+def test_equal_classes_have_equal_colours_and_their_number_on_each_tile():
+    _, (ax,) = plots.panels(1)
+    classes = np.array([[0, 1, 1], [1, 0, 2]])
+    plots.colour_tiles(ax, classes, 3)
+    shades = np.asarray(ax.images[0].get_array())
+    assert (shades[0, 0] == shades[1, 1]).all()
+    assert (shades[0, 1] == shades[1, 0]).all()
+    assert (shades[0, 0] != shades[0, 1]).any()
+    assert (shades[1, 2] != shades[0, 1]).any()
+    assert [text.get_text() for text in ax.texts] == ["1", "2", "2", "2", "1", "3"]

@@ -15,7 +15,8 @@ import numpy as np
 import scipy.sparse
 from jaxtyping import Array, Float, Int
 
-from jaxsym.equivariant.representations import Representation, Signed, Sum, Tensor, together
+from jaxsym.equivariant.generators import Signed
+from jaxsym.equivariant.representations import Representation, Sum, Tensor, together
 from jaxsym.symmetry.host import svd
 
 NOUGHT = 1e-12

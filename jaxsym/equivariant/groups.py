@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import scipy.sparse
 
-from jaxsym.equivariant.representations import Group, Move, Signed, block, identity, one_after_another
+from jaxsym.equivariant.generators import Move, Signed, block, identity, one_after_another
+from jaxsym.equivariant.representations import Group
 
 Generators = tuple[Sequence[Move], Sequence[scipy.sparse.csr_array]]
 """Of a group, and of its Lie algebra."""

@@ -9,8 +9,9 @@ import numpy as np
 import scipy.sparse
 from jaxtyping import Float
 
+from jaxsym.equivariant.generators import Move, Signed, as_sparse
 from jaxsym.equivariant.groups import GL, SO
-from jaxsym.equivariant.representations import Group, Move, Representation, Signed, as_sparse, direct_sum
+from jaxsym.equivariant.representations import Group, Representation, direct_sum
 from jaxsym.symmetry import host
 from jaxsym.symmetry.checks import expect_group
 from jaxsym.symmetry.factors import CATALOGUE, Factor

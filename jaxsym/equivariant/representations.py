@@ -9,36 +9,31 @@ import functools
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import scipy.linalg
 import scipy.sparse
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
+from jaxsym.equivariant.generators import (
+    Move,
+    Signed,
+    after,
+    as_sparse,
+    block,
+    both,
+    checked_matrix,
+    checked_move,
+    identity,
+    listed,
+    size_of,
+)
 from jaxsym.symmetry import draws
 
-SINGULAR = 1e10
-"""A matrix of this condition has no inverse."""
 LARGEST = 10**8
 """Coordinates of copies, at most."""
-
-
-class Signed(NamedTuple):
-    """A permutation of coordinates with signs: ``(g x)[i] = signs[i] x[places[i]]``."""
-
-    places: Int[np.ndarray, " size"]
-    signs: Int[np.ndarray, " size"]
-
-    def sparse(self) -> scipy.sparse.csr_array:
-        """As a matrix."""
-        size = len(self.places)
-        return scipy.sparse.csr_array((self.signs.astype(float), (np.arange(size), self.places)), shape=(size, size))
-
-
-Move: TypeAlias = Signed | scipy.sparse.csr_array
-"""What a generator of a group does to a vector."""
 
 
 class Element(NamedTuple):
@@ -90,7 +85,7 @@ class Group:
         name: str = "a group",
         factors: "tuple[Group, ...]" = (),
     ) -> None:
-        finite, lie = (_listed_matrices(matrices, name) for matrices in (finite, lie))
+        finite, lie = (listed(matrices, name) for matrices in (finite, lie))
         if not finite and not lie:
             msg = f"{name}: got no generator, expected at least one matrix; the trivial group is S(1)."
             raise ValueError(msg)
@@ -120,14 +115,18 @@ class Group:
         ValueError
             If there are not as many matrices as generators, or one is not square, not finite, of another size, or (finite) has no inverse.
         """
-        finite, lie = (_listed_matrices(matrices, self.name) for matrices in (finite, lie))
+        finite, lie = (listed(matrices, self.name) for matrices in (finite, lie))
         for kind, given, wanted in (("finite", finite, self.num_finite), ("lie", lie, self.num_lie)):
             if len(given) != wanted:
                 msg = f"{self.name}: got {len(given)} {kind} matrices, expected {wanted}, one for each of its {kind} generators."
                 raise ValueError(msg)
-        size = _size([*finite, *lie][0])
-        moves = tuple(_move(matrix, size, f"{self.name}: finite generator {i}") for i, matrix in enumerate(finite))
-        matrices = tuple(_matrix(matrix, size, f"{self.name}: lie generator {i}") for i, matrix in enumerate(lie))
+        size = size_of([*finite, *lie][0])
+        moves = tuple(
+            checked_move(matrix, size, f"{self.name}: finite generator {i}") for i, matrix in enumerate(finite)
+        )
+        matrices = tuple(
+            checked_matrix(matrix, size, f"{self.name}: lie generator {i}") for i, matrix in enumerate(lie)
+        )
         return Given(self, name, size, moves, matrices)
 
     def sample(self, key: Array, scale: float = 0.5) -> Element:
@@ -225,7 +224,7 @@ class Representation(abc.ABC):
         matrix = np.eye(self.size)
         for signed, run in itertools.groupby(reversed(element.word), lambda number: isinstance(moves[number], Signed)):
             if signed:
-                matrix = functools.reduce(_after, (moves[number] for number in run)).sparse() @ matrix
+                matrix = functools.reduce(after, (moves[number] for number in run)).sparse() @ matrix
             else:
                 for number in run:
                     matrix = moves[number] @ matrix
@@ -365,7 +364,7 @@ class Tensor(Representation):
         """The Kronecker product."""
         moves = [part.finite(number) for part in self.parts]
         if all(isinstance(move, Signed) for move in moves):
-            return functools.reduce(_signed_product, moves)
+            return functools.reduce(both, moves)
         return functools.reduce(lambda a, b: scipy.sparse.kron(a, b, "csr"), map(as_sparse, moves))
 
     def lie(self, number: int) -> scipy.sparse.csr_array:
@@ -423,11 +422,6 @@ class Sum(Representation):
         )
 
 
-def as_sparse(move: Move) -> scipy.sparse.csr_array:
-    """What a generator does, as a matrix."""
-    return move.sparse() if isinstance(move, Signed) else move
-
-
 def product(*parts: Representation) -> Representation:
     """The tensor product of representations of one group."""
     flat = tuple(p for part in parts for p in (part.parts if isinstance(part, Tensor) else (part,)))
@@ -438,25 +432,6 @@ def direct_sum(*parts: Representation) -> Representation:
     """The direct sum of representations of one group."""
     flat = tuple(p for part in parts for p in (part.parts if isinstance(part, Sum) else (part,)))
     return parts[0] if len(parts) == 1 else Sum(parts[0].group, sum(part.size for part in flat), flat)
-
-
-def one_after_another(moves: Sequence[Signed]) -> Signed:
-    """Signed permutations as one, of coordinates one after another."""
-    starts = itertools.accumulate((len(move.places) for move in moves), initial=0)
-    places = [move.places + start for move, start in zip(moves, starts, strict=False)]
-    return Signed(np.concatenate(places), np.concatenate([move.signs for move in moves]))
-
-
-def block(moves: Sequence[Move]) -> Move:
-    """Block-diagonal."""
-    if all(isinstance(move, Signed) for move in moves):
-        return one_after_another(moves)
-    return scipy.sparse.csr_array(scipy.sparse.block_diag(list(map(as_sparse, moves)), "csr"))
-
-
-def identity(size: int) -> Signed:
-    """What moves nothing."""
-    return Signed(np.arange(size), np.ones(size, int))
 
 
 def together(*reps: Representation) -> tuple[Representation, ...]:
@@ -489,66 +464,3 @@ def _copies(rep: Representation, num: int) -> Representation:
         msg = f"copies: got {num} of {rep.text()}, expected at least 1, and at most {LARGEST:.0e} coordinates in all."
         raise ValueError(msg)
     return direct_sum(*(rep,) * num)
-
-
-def _signed_product(a: Signed, b: Signed) -> Signed:
-    size = len(b.places)
-    return Signed((a.places[:, None] * size + b.places).ravel(), (a.signs[:, None] * b.signs).ravel())
-
-
-def _after(first: Signed, then: Signed) -> Signed:
-    """One signed permutation after another."""
-    return Signed(first.places[then.places], then.signs * first.signs[then.places])
-
-
-def _listed_matrices(matrices: Any, who: str) -> list[Any]:
-    """Generators as a list: arrays, sparse matrices and signed permutations."""
-    try:
-        return [m if isinstance(m, Signed) or scipy.sparse.issparse(m) else np.asarray(m) for m in matrices]
-    except (TypeError, ValueError) as error:
-        msg = f"{who}: got generators that are no matrices ({error}), expected a list of arrays [n, n]."
-        raise ValueError(msg) from error
-
-
-def _size(matrix: Any) -> int:
-    """Of the first matrix; 0 of what is none."""
-    shape = (len(matrix.places),) * 2 if isinstance(matrix, Signed) else matrix.shape
-    return shape[0] if len(shape) == 2 else 0
-
-
-def _matrix(matrix: Any, size: int, who: str) -> scipy.sparse.csr_array:
-    shape = (len(matrix.places),) * 2 if isinstance(matrix, Signed) else matrix.shape
-    if shape != (size, size) or not size:
-        wanted = f"[{size}, {size}], as of the first one" if size else "[n, n]"
-        msg = f"{who} has shape {shape}, expected a square matrix {wanted}."
-        raise ValueError(msg)
-    found = as_sparse(matrix)
-    numbers = found.data if scipy.sparse.issparse(found) else found
-    if found.dtype.kind not in "buif" or not np.isfinite(numbers).all():
-        msg = f"{who} has entries that are no finite real numbers; write a complex matrix as a real one of twice the size."
-        raise ValueError(msg)
-    return scipy.sparse.csr_array(found.astype(float))
-
-
-def _move(matrix: Any, size: int, who: str) -> Move:
-    """A signed permutation as one, and another matrix if it has an inverse."""
-    if isinstance(matrix, Signed) and len(matrix.places) == size:
-        return _fixed(matrix)
-    found = _matrix(matrix, size, who)
-    found.eliminate_zeros()
-    found.sort_indices()
-    once = (np.diff(found.indptr) == 1).all() and np.array_equal(np.sort(found.indices), np.arange(size))
-    if once and (np.abs(found.data) == 1).all():
-        return _fixed(Signed(found.indices.astype(np.int64), found.data.astype(np.int64)))
-    condition = np.linalg.cond(found.toarray())
-    if condition > SINGULAR:
-        msg = f"{who} has no inverse (condition {condition:.0e}), expected an element of a group; an element of a Lie algebra is given as lie."
-        raise ValueError(msg)
-    return found
-
-
-def _fixed(move: Signed) -> Signed:
-    """What nobody can change: groups are shared."""
-    for array in move:
-        array.flags.writeable = False
-    return move

@@ -32,6 +32,7 @@ from jaxsym.equivariant import (
 from jaxsym.models import MLP
 from jaxsym.studies.equivariant_layers_page import page
 from jaxsym.studies.study import Clock, Progress, Study, expect, network_keys, run_counts
+from jaxsym.symmetry import host
 from jaxsym.symmetry.discover import discover
 from jaxsym.training import make_train
 
@@ -145,7 +146,6 @@ def run(config: Config, progress: Progress) -> xr.Dataset:
 
 def _counted() -> dict[str, Any]:
     """Numbers of colours, of tensors and of functions, and how far from equivariant a random tensor of each kind is."""
-    random = np.random.default_rng(0)
     found: dict[str, Any] = {key: [] for key in COUNTED}
     for n in range(2, LARGEST + 1):
         plain = colours(SYSTEMS["quadratic"](n))
@@ -158,8 +158,8 @@ def _counted() -> dict[str, Any]:
         found["constrained"].append(len(kept))
         found["tensors"].append(len(tensors))
         found["functions"].append(_rank(tensors))
-        found["colours_error"].append(_broken(random.standard_normal(plain.number)[plain.tensor]))
-        found["constrained_error"].append(_broken(np.tensordot(random.standard_normal(len(kept)), kept, 1)))
+        found["colours_error"].append(_broken(host.normal(f"colours {n}", plain.number)[plain.tensor]))
+        found["constrained_error"].append(_broken(np.tensordot(host.normal(f"line 8 {n}", len(kept)), kept, 1)))
     found["folded_pattern"] = colours(SYSTEMS["folded"](6)).tensor
     for name in ("folded", "folded_quadratic"):
         found[name] = [colours(SYSTEMS[name](n)).number for n in range(2, LARGEST + 1, 2)]

@@ -10,7 +10,7 @@ import pytest
 import scipy.linalg
 
 from jaxsym.equivariant import GL, SO, A, D, Group, Lorentz, O, Product, S, SignedPermutations, Z, basis
-from jaxsym.equivariant.representations import Signed, as_sparse
+from jaxsym.equivariant.generators import Signed, as_sparse
 
 FIFTH = 2 * np.pi / 5
 PENTAGON = np.array([[np.cos(FIFTH), -np.sin(FIFTH)], [np.sin(FIFTH), np.cos(FIFTH)]])
