@@ -117,7 +117,8 @@ class Basis:
         return (self.weights * each[self.orbits]).reshape(self.shape)
 
     def __repr__(self) -> str:
-        return f"Basis of dimension {self.dimension}: {self.rep_in.text()} -> {self.rep_out.text()} of {self.rep_out.group.name}"
+        names = (text if len(text := rep.text()) <= 80 else f"{text[:77]}..." for rep in (self.rep_in, self.rep_out))
+        return f"Basis of dimension {self.dimension}: {' -> '.join(names)} of {self.rep_out.group.name}"
 
 
 def basis(rep_in: Representation, rep_out: Representation, memory: float = MEMORY) -> Basis:
@@ -140,7 +141,7 @@ def basis(rep_in: Representation, rep_out: Representation, memory: float = MEMOR
     TypeError
         If one is not a representation.
     ValueError
-        If they are of different groups, the memory would not do, or zeros of the equations are not clearly told from other numbers.
+        If they are of different groups, more memory is wanted than that, or a singular value of the equations is neither clearly 0 nor clearly not.
 
     Notes
     -----

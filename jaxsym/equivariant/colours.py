@@ -28,7 +28,7 @@ class Colours(NamedTuple):
     number: int
     tensor: Int[np.ndarray, "..."]
     values: Float[np.ndarray, " number"]
-    """Of the classes that the equations give a value; NaN of the others, which are free."""
+    """Of the classes that the equations give a value; NaN where they are free."""
 
 
 def colours(equations: Equations | Iterable[Equation]) -> Colours:
@@ -55,12 +55,12 @@ def colours(equations: Equations | Iterable[Equation]) -> Colours:
 
     Examples
     --------
-    >>> found = colours(linear(3))
+    >>> found = colours(SYSTEMS["linear"](3))
     >>> found.number
     2
     >>> found.tensor.tolist()
     [[0, 1, 1], [1, 0, 1], [1, 1, 0]]
-    >>> [colours(quadratic(n)).number for n in range(2, 7)]
+    >>> [colours(SYSTEMS["quadratic"](n)).number for n in range(2, 7)]
     [6, 9, 11, 13, 15]
     """
     shape, equal = _checked(equations) if isinstance(equations, Equations) else _gathered(equations)
@@ -103,10 +103,9 @@ def linear(n: int) -> Equations:
 
 
 def folded(n: int) -> Equations:
-    """The same of ``n`` inputs and half as many outputs: the equations of :func:`linear` between the rows that there are.
+    """Of a linear map from ``n`` inputs to half as many outputs: those equations of :func:`linear` that have all their outputs among these.
 
-    These commute with the permutations of as many inputs as there are outputs, while the others stay; not with those of all inputs, which no action on the
-    outputs goes with.
+    What has these colours commutes with the permutations of the first ``n / 2`` inputs and the outputs alike, while the other inputs stay.
     """
     return _linear(n, _half(n, "folded"))
 
@@ -130,9 +129,10 @@ def quadratic(n: int) -> Equations:
 
 
 def folded_quadratic(n: int) -> Equations:
-    """The same of ``n`` inputs and half as many outputs: the equations of :func:`quadratic` between the outputs that there are.
+    """Of a quadratic map from ``n`` inputs to half as many outputs: those equations of :func:`quadratic` that have all their outputs among these.
 
-    The note has no more of it than a heading.
+    The note has a heading for this case and no equations: they are taken here as it takes them for the linear map. From ``m = n / 2 = 3`` on there are
+    ``m^2 + 6 m + 3`` colours: ``2 m + 3`` of the first ``m`` inputs, four for each other input beside one of these, and one for each pair of others.
     """
     return _quadratic(n, _half(n, "folded_quadratic"))
 
@@ -181,7 +181,7 @@ def constrained(found: Colours, forms: Sequence[dict[Entry, float]]) -> Float[np
 
     Examples
     --------
-    >>> [len(constrained(colours(quadratic(n)), mixed(n))) for n in range(3, 7)]  # n + 4
+    >>> [len(constrained(colours(SYSTEMS["quadratic"](n)), mixed(n))) for n in range(3, 7)]  # n + 4
     [7, 8, 9, 10]
     """
     if not isinstance(found, Colours):
@@ -221,11 +221,15 @@ def _checked(equations: Equations) -> Equations:
 
 
 def _pairs(equations: Any) -> tuple[Equation, ...]:
-    try:
-        equal = tuple(equations)
-    except TypeError as error:
-        msg = f"equations: got a {type(equations).__name__}, expected pairs of entries, such as ((0, 0), (1, 1)), or an Equations."
-        raise TypeError(msg) from error
+    if callable(equations) or isinstance(equations, str | Mapping) or not isinstance(equations, Iterable):
+        hint = (
+            "; call a system with the number of inputs, SYSTEMS['linear'](4)"
+            if not isinstance(equations, Mapping)
+            else ""
+        )
+        msg = f"equations: got a {type(equations).__name__}, expected pairs of entries, such as ((0, 0), (1, 1)), or an Equations{hint}."
+        raise TypeError(msg)
+    equal = tuple(equations)
     for pair in equal:
         if not isinstance(pair, tuple | list) or len(pair) != 2:
             msg = f"equations: got {pair!r}, expected a pair: an entry, and another or a number."
@@ -236,6 +240,11 @@ def _pairs(equations: Any) -> tuple[Equation, ...]:
 def _gathered(equations: Iterable[Equation]) -> Equations:
     equal = _pairs(equations)
     entries = [entry for pair in equal for entry in pair if isinstance(entry, tuple | list)]
+    if equal and not entries:
+        msg = (
+            f"equations: got {equal[0]!r}, expected a pair of entries, each a tuple of integers, such as ((0,), (1,))."
+        )
+        raise ValueError(msg)
     if not entries:
         msg = "equations: got none, expected pairs of entries, such as ((0, 0), (1, 1)), or an Equations with the tensor's shape."
         raise ValueError(msg)

@@ -82,7 +82,7 @@ def checked_matrix(matrix: Any, size: int, who: str) -> scipy.sparse.csr_array:
     """A generator of a Lie algebra; refuses what is not square, of this size, real and finite."""
     shape = (len(matrix.places),) * 2 if isinstance(matrix, Signed) else matrix.shape
     if shape != (size, size) or not size:
-        wanted = f"[{size}, {size}], as of the first one" if size else "[n, n]"
+        wanted = f"[{size}, {size}], as of the first one" if size else "[n, n] (of a permutation, np.eye(n)[order])"
         msg = f"{who} has shape {shape}, expected a square matrix {wanted}."
         raise ValueError(msg)
     found = as_sparse(matrix)

@@ -43,7 +43,7 @@ def S(n: int) -> Generators:
 
 @_sized
 def A(n: int) -> Generators:
-    """The even permutations of ``n`` coordinates: a cycle of three, and one of as many as are odd in number."""
+    """The even permutations of ``n`` coordinates: a cycle of three, and one of ``n``, or of all but the first where ``n`` is even."""
     if n < 3:
         return [identity(n)], []
     return [

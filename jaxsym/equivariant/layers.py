@@ -1,6 +1,6 @@
 """Flax layers that commute with a group: their weights are shared, so that gradients of linked weights add up in the shared parameter."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import flax.linen as nn
 import jax
@@ -8,15 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxsym.equivariant.bases import basis
+from jaxsym.equivariant.bases import MEMORY, basis
 from jaxsym.equivariant.representations import Representation
 
 
 class TiedDense(nn.Module):
     """``y = (alpha I + beta 11') x + gamma 1``: what is linear and commutes with all permutations of the last axis.
 
-    Parameters ``alpha``, ``beta`` and, with ``use_bias``, ``gamma`` are numbers; with ``features``, matrices ``[channels, features]`` and a vector. Inputs may
-    be of any length.
+    Parameters ``alpha``, ``beta`` and, with ``use_bias``, ``gamma`` are numbers; with ``features``, ``[channels, features]``, and ``[features, 1]`` for
+    ``gamma``. Inputs may be of any length.
 
     Parameters
     ----------
@@ -60,7 +60,8 @@ class TiedQuadratic(nn.Module):
     """``y = (A x) . x + B x + C``: what is quadratic and commutes with all permutations of the last axis.
 
     With ``s`` the sum of the inputs and ``q`` that of their squares, ``y_k = a0 x_k^2 + a1 x_k s + a2 s^2 + a3 q + b0 x_k + b1 s + c``: seven parameters from
-    three inputs on; six for two, where ``q`` depends on the other three, and three for one.
+    three inputs on; six for two, where ``q`` depends on the other three, and three for one. Where inputs have more axes, each row is a set of its own,
+    with the same parameters for all.
 
     Notes
     -----
@@ -93,7 +94,7 @@ class EquivariantDense(nn.Module):
     """``y = W x + b`` with ``W`` among all maps that commute with a group and ``b`` among all vectors that it leaves alone.
 
     Parameters ``coefficients`` ``[basis(rep_in, rep_out).dimension]`` and, where there are such vectors, ``bias``; with ``features``,
-    ``[channels, features, dimension]`` and ``[features, ...]``.
+    ``[channels, features, dimension]`` and ``[features, basis(scalar, rep_out).dimension]``. They start so that outputs are of the inputs' size.
 
     Parameters
     ----------
@@ -103,6 +104,8 @@ class EquivariantDense(nn.Module):
         Channels of the outputs, where inputs are ``[..., channels, rep_in.size]``; None where they are ``[..., rep_in.size]``.
     use_bias
         Whether there is a bias.
+    memory
+        Gibibytes that a basis may take.
 
     Raises
     ------
@@ -130,12 +133,13 @@ class EquivariantDense(nn.Module):
     rep_out: Representation
     features: int | None = None
     use_bias: bool = True
+    memory: float = MEMORY
 
     @nn.compact
     def __call__(self, x: Float[Array, "*batch inputs"]) -> Float[Array, "*batch outputs"]:
         """Outputs ``[..., rep_out.size]``."""
-        maps = basis(self.rep_in, self.rep_out)
-        fixed = basis(maps.rep_out.group.scalar, maps.rep_out)
+        maps = basis(self.rep_in, self.rep_out, self.memory)
+        fixed = basis(maps.rep_out.group.scalar, maps.rep_out, self.memory)
         outputs, inputs = maps.shape
         x = _checked(x, inputs, self.features, f"EquivariantDense from {maps.rep_in.text()}")
         if not maps.dimension:
@@ -176,9 +180,12 @@ def _checked(x: Float[Array, "..."], size: int | None, features: int | None, who
     ):
         msg = f"{who}: features is {features!r}, expected a positive integer, the number of channels, or None for inputs without that axis."
         raise ValueError(msg)
+    if isinstance(x, Mapping):
+        msg = f"{who}: inputs are a {type(x).__name__}, expected an array; make one row of a network's parameters by jax.flatten_util.ravel_pytree."
+        raise TypeError(msg)
     x = jnp.asarray(x)
     if x.ndim < (1 if features is None else 2) or not x.shape[-1] or (size is not None and x.shape[-1] != size):
         channels = "" if features is None else "channels, "
-        msg = f"{who}: inputs have shape {x.shape}, expected [..., {channels}{'n' if size is None else size}]."
+        msg = f"{who}: inputs have shape {x.shape}, expected [..., {channels}{'n' if size is None else size}]; the axes of a tensor product are one axis here, its first factor the slow one."
         raise ValueError(msg)
     return x if jnp.issubdtype(x.dtype, jnp.inexact) else x.astype(float)

@@ -1,5 +1,6 @@
 """The parameters of a network as a representation of its own group: with it, layers act on *networks*, and say the same of every point of an orbit."""
 
+import functools
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -25,12 +26,21 @@ ROUNDING = 1e-12
 
 
 class ParameterSpace(NamedTuple):
-    """What a network's group does to its parameters, in the order of ``jax.flatten_util.ravel_pytree``."""
+    """What a network's group does to its parameters, in the order of ``jax.flatten_util.ravel_pytree``.
+
+    Attributes
+    ----------
+    group
+        The network's, by generators.
+    rep
+        On all parameters.
+    leaves
+        On single leaves, by path: those to which no other leaf is added. Where that is all of them, ``rep`` is their sum.
+    """
 
     group: Group
     rep: Representation
     leaves: dict[str, Representation]
-    """By path: those that no other leaf is added to. Where that is all of them, ``rep`` is their sum."""
 
 
 def parameter_space(sym: Symmetry, kinds: tuple[str, ...] | None = None) -> ParameterSpace:
@@ -67,10 +77,14 @@ def parameter_space(sym: Symmetry, kinds: tuple[str, ...] | None = None) -> Para
     (75, 7)
     """
     expect_group(sym, "parameter_space")
+    return _space(sym, _kept(kinds))
+
+
+@functools.lru_cache(maxsize=16)
+def _space(sym: Symmetry, kept: tuple[str, ...] | None) -> ParameterSpace:
     if not sym.shapes:
         msg = "parameter_space: the group was made from an action, expected one that jaxsym.discover found, whose leaves are known."
         raise ValueError(msg)
-    kept = _kept(kinds)
     sizes = {path: int(np.prod(shape)) for path, shape in sym.shapes.items()}
     total = sum(sizes.values())
     finite: list[Move] = []
@@ -79,7 +93,7 @@ def parameter_space(sym: Symmetry, kinds: tuple[str, ...] | None = None) -> Para
         if kept is not None and factor.kind not in kept:
             continue
         if factor.kind not in LINEAR:
-            raise ValueError(_affine(factor))
+            raise ValueError(_affine(sym, factor))
         alike = any(
             (other.kind, other.classes, other.shape) == ("permutation", factor.classes, factor.shape)
             for other in sym.factors
@@ -107,6 +121,9 @@ def _kept(kinds: Any) -> tuple[str, ...] | None:
     if kinds is None:
         return None
     names = (kinds,) if isinstance(kinds, str) else tuple(kinds)
+    if not names:
+        msg = f"parameter_space: kinds is empty, expected some of {', '.join(LINEAR)}, or None for all."
+        raise ValueError(msg)
     for name in names:
         if name not in LINEAR:
             msg = f"parameter_space: kinds has {name!r}, expected some of {', '.join(LINEAR)}."
@@ -162,14 +179,14 @@ def _finite(sym: Symmetry, factor: Factor, number: int, part: np.ndarray, total:
     element: Any = tuple(part if i == number else still for i, still in enumerate(sym.still()))
     move = lambda vector: _joined(sym, sym.act(element, _split(sym, vector)))  # noqa: E731
     with np.errstate(all="ignore"):  # what is no number is no linear map, and is found below
-        return _checked(factor, _seen(factor, move, total), move, total)
+        return _checked(sym, factor, _seen(sym, factor, move, total), move, total)
 
 
-def _seen(factor: Factor, move: Any, total: int) -> Move:
+def _seen(sym: Symmetry, factor: Factor, move: Any, total: int) -> Move:
     """What is done to a vector with another number everywhere shows a signed permutation; else it is seen column by column."""
     coded = move(1.0 + np.arange(total))
     if not np.isfinite(coded).all():
-        raise ValueError(_affine(factor))
+        raise ValueError(_affine(sym, factor))
     places = np.rint(np.abs(coded)).astype(int) - 1
     if np.array_equal(np.sort(places), np.arange(total)):
         return Signed(places, np.sign(coded).astype(int))
@@ -192,25 +209,24 @@ def _tangents(sym: Symmetry, wanted: list[tuple[Factor, int]], total: int) -> It
         for factor, place in wanted:
             found = scipy.sparse.diags_array(ones[place]) if place not in whole and ones is not None else whole[place]
             yield _checked(
-                factor, scipy.sparse.csr_array(found), lambda vector, place=place: move(vector)[place], total
+                sym, factor, scipy.sparse.csr_array(found), lambda vector, place=place: move(vector)[place], total
             )
 
 
-def _checked(factor: Factor, found: Move, move: Any, total: int) -> Move:
+def _checked(sym: Symmetry, factor: Factor, found: Move, move: Any, total: int) -> Move:
     """Refuse what is no linear map: at random parameters it does something else than the matrix."""
     vector = host.normal("parameter_space", total)
     apart = np.abs(as_sparse(found) @ vector - move(vector)).max(initial=0)
     if not apart <= ROUNDING * np.abs(vector).max(initial=1):  # NaN is not
-        raise ValueError(_affine(factor))
+        raise ValueError(_affine(sym, factor))
     return found
 
 
-def _affine(factor: Factor) -> str:
+def _affine(sym: Symmetry, factor: Factor) -> str:
     where = "/".join(factor.slots[0].path) if factor.slots else "parameters"
-    return (
-        f"parameter_space: a {factor.kind} of {factor.size} units, {where} among them, does not move parameters linearly; keep the"
-        " factors that do, such as kinds=('permutation',)."
-    )
+    others = tuple(dict.fromkeys(f.kind for f in sym.factors if f.kind in LINEAR and f.kind != factor.kind))
+    remedy = f"keep the factors that do, such as kinds={others!r}" if others else "this group has no factor that does"
+    return f"parameter_space: a {factor.kind} of {factor.size} units, {where} among them, does not move parameters linearly; {remedy}."
 
 
 def _expect_small(factor: Factor, total: int) -> None:

@@ -39,6 +39,7 @@ LARGEST = 10**8
 class Element(NamedTuple):
     """``exp(sum coordinates[i] X_i)`` after the generators of ``word``, the last of them first."""
 
+    group: "Group"
     word: tuple[int, ...]
     coordinates: Float[np.ndarray, " lie"]
 
@@ -130,15 +131,15 @@ class Group:
         return Given(self, name, size, moves, matrices)
 
     def sample(self, key: Array, scale: float = 0.5) -> Element:
-        """A random element, for :meth:`Representation.matrix`.
+        """A random element, for :meth:`Representation.matrix`. Host.
 
-        A word of the finite generators, then the exponential of normal coordinates, of deviation ``scale``, in those of the Lie algebra. Neither
+        A word of ``4 n`` of the finite generators, then the exponential of normal coordinates, of deviation ``scale``, in those of the Lie algebra. Neither
         is uniform on the group.
         """
         finite_key, lie_key = jax.random.split(key)
         letters = np.asarray(draws.uniform(finite_key, 4 * self.vector.size)) * self.num_finite
         word = tuple(letters.astype(int).tolist()) if self.num_finite else ()
-        return Element(word, scale * np.asarray(draws.normal(lie_key, self.num_lie), float))
+        return Element(self, word, scale * np.asarray(draws.normal(lie_key, self.num_lie), float))
 
     def see(self, rep: "Representation") -> "Representation":
         """A representation of one of a product's factors as one of the product.
@@ -155,8 +156,9 @@ class Group:
             return rep
         places = [i for i, factor in enumerate(self.factors) if _within(rep.group, factor)]
         if not places:
-            again = " (another object of that name)" if rep.group.name == self.name else ""
-            msg = f"got a representation of {rep.group.name}{again}, expected one of {self.name}{_listed(self.factors)}: make it with that group, or take Product of both."
+            msg = f"got a representation of {rep.group.name}, expected one of {self.name}{_listed(self.factors)}: make it with that group, or take Product of both."
+            if rep.group.name == self.name:
+                msg = f"got representations of two groups that are both called {self.name}: a group is one object, make it once and use it for both."
             raise ValueError(msg)
         if len(places) > 1:
             msg = (
@@ -185,7 +187,7 @@ class Group:
 class Representation(abc.ABC):
     """What a group acts on: ``size`` numbers. ``V + W``, ``V * W``, ``3 * V``, ``V**2`` and ``V.dual`` make others.
 
-    In ``V * W`` the first factor's index is the slow one: entry ``i * W.size + j``.
+    In ``V * W`` the first factor's index is the slow one, entry ``i * W.size + j``; in ``V + W`` and ``3 * V`` parts stand one after another.
     """
 
     group: Group
@@ -200,7 +202,7 @@ class Representation(abc.ABC):
         """What a generator of the Lie algebra does."""
 
     def bound(self, number: int) -> Float[np.ndarray, " size"]:
-        """By how much a generator of the Lie algebra could change each coordinate of numbers up to 1, if nothing cancelled: rounding is relative to it."""
+        """Sums of the sizes of all terms in each row of a Lie generator, before any cancel: what rounding is measured against."""
         return np.asarray(abs(self.lie(number)).sum(axis=1))
 
     @property
@@ -209,16 +211,18 @@ class Representation(abc.ABC):
         return Dual(self.group, self.size, self)
 
     def matrix(self, element: Element) -> Float[np.ndarray, "size size"]:
-        """The matrix of a group element.
+        """The matrix of a group element. Host.
 
         Raises
         ------
         ValueError
             If it is no element of this group.
         """
-        word = element.word if isinstance(element, Element) else (-1,)
-        if not all(0 <= n < self.group.num_finite for n in word) or len(element.coordinates) != self.group.num_lie:
-            msg = f"matrix: got no element of {self.group.name}: take one of its .sample(key)."
+        if not isinstance(element, Element) or element.group is not self.group:
+            got = (
+                f"an element of {element.group.name}" if isinstance(element, Element) else f"a {type(element).__name__}"
+            )
+            msg = f"matrix: got {got}, expected an element of {self.group.name}: take one of its .sample(key)."
             raise ValueError(msg)
         moves = {number: self.finite(number) for number in set(element.word)}
         matrix = np.eye(self.size)

@@ -53,18 +53,18 @@ READERS = ("weight space", "flat")
 class Config:
     """What can be chosen."""
 
-    networks: int = 128
-    """On sets: of each method and number of training sets."""
-    steps: int = 2000
-    """Of their training."""
+    networks: int = 200
+    """Networks on sets, for each of three methods and four numbers of training sets."""
+    steps: int = 1500
+    """Updates of each network on sets."""
     population: int = 512
-    """Networks on digits that are to be told apart, half of each kind; a quarter of them is for the test."""
+    """Networks on digits that are to be read, half of each kind; a quarter of them for the test."""
     population_steps: int = 300
-    """Of their training."""
+    """Updates of each network on digits."""
     readers: int = 16
-    """Networks that learn to tell them apart, of either sort."""
+    """Networks that read networks, of each of two sorts."""
     label: Literal["activation", "rate"] = "activation"
-    """By what the networks on digits differ: tanh or ReLU units, or two learning rates of SGD."""
+    """What the two kinds of networks on digits differ in: tanh or ReLU units, or the learning rate of SGD."""
     seed: int = 0
     """Of networks and data."""
 
@@ -368,6 +368,11 @@ def _dataset(data: dict[str, Any], config: Config) -> xr.Dataset:
         "folded_first_three": ((), int(data["folded_first_three"]), {"long_name": "commutes with S_3 on three"}),
         "folded_by_folding": ((), int(data["folded_by_folding"]), {"long_name": "commutes with foldings"}),
         "folding_dimension": ((), data["folding_dimension"], {"long_name": "maps that commute with foldings"}),
+        "unseen": (
+            (),
+            config.population // 2 * 2 - 3 * (config.population // 2 * 2) // 4,
+            {"long_name": "networks to read that readers have not seen"},
+        ),
         "label": ((), config.label, {"long_name": "by what networks on digits differ"}),
     }
     for key, text in {"error": "mean square error on test sets", "broken": "equivariance error, relative"}.items():

@@ -9,6 +9,8 @@ import xarray as xr
 from jaxsym import plots
 from jaxsym.studies.study import Picture, Section, Table, listed
 
+CHANCE = 0.6
+"""An accuracy below this counts as no better than guessing between two."""
 NAMES = {"tied": "shared weights", "dense": "dense", "augmented": "dense, permuted data"}
 KINDS = {"activation": "tanh or ReLU units", "rate": "two learning rates of SGD"}
 
@@ -36,6 +38,9 @@ def _colours(data: xr.Dataset, summary: Mapping[str, Any]) -> Section:
     wide = [n for n in numbers if n > 2]
     follows = all(summary[f"colours_{n}"] == 2 * n + 3 and summary[f"constrained_{n}"] == n + 4 for n in wide)
     law = "2N + 3, and N + 4 with line 8, from N = 3 on" if follows else "not 2N + 3 and N + 4 everywhere"
+    blind = all(summary[f"constrained_{n}"] - summary[f"equivariant_functions_{n}"] == n for n in wide)
+    lost = "N of the N + 4 dimensions" if blind else "the other dimensions"
+    errors = data["colours_error"].sel(n=wide)
     size = data["quadratic_tensor"].sizes["k"]
     figure, axes = plots.panels(2 * size, width=11, height=2.6, columns=size)
     for row, (key, label) in enumerate((("quadratic_tensor", "colours"), ("equivariant_tensor", "orbits"))):
@@ -47,9 +52,9 @@ def _colours(data: xr.Dataset, summary: Mapping[str, Any]) -> Section:
         [
             "Exchange two inputs of a linear or quadratic map, and its outputs alike: which weights must be equal? The note's equations for that say which entries are one colour. For the linear map that is all there is:"
             f" {listed([str(n) for n in sorted({int(v) for v in data['linear_colours'].values})])} colours, and as many equivariant maps.",
-            f"For y_k = sum a^k_ij x_i x_j the colours of lines 1 to 7 number {law}. They alone do not make the function equivariant: a random one of these colours is off by at least {summary['colours_error']:.2g} of its largest coefficient when two"
-            f" inputs are exchanged. Line 8, which says only that a sum of two weights is the same, mends it: {summary['constrained_error']:.0e}.",
-            "Of these most differ only by what is antisymmetric in i and j and does nothing: the equivariant functions have dimension"
+            f"For y_k = sum a^k_ij x_i x_j the colours of lines 1 to 7 number {law}. They alone do not make the function equivariant: exchange two inputs and their outputs, and random functions of these colours, one for each N, are off by {float(errors.min()):.2g}"
+            f" to {float(errors.max()):.2g} of their largest coefficient. Line 8 of the note says of two weights only that their sum is the same before and after; with it the difference is at most {summary['constrained_error']:.0e}.",
+            f"Not every such tensor is another function: x_i x_j is x_j x_i, so that {lost} with line 8, differences of a^k_ij and a^k_ji, change nothing. The equivariant functions have dimension"
             f" {listed([str(n) for n in sorted({int(v) for v in data['functions'].values})])}, the equivariant tensors {listed([str(n) for n in sorted({int(v) for v in data['tensors'].values})])} (the smaller numbers for two inputs).",
         ],
         tables=[
@@ -92,9 +97,9 @@ def _folded(data: xr.Dataset, summary: Mapping[str, Any]) -> Section:
     return Section(
         "Folded in half",
         [
-            f"Six inputs and three outputs: the note's equations, between the rows that there are, leave {summary['folded_colours']} colours. The pattern {first} with the permutations of the first three inputs while the others stay. With foldings, by"
-            f" which input i lies on input i + 3, pairs are exchanged as wholes and the two of a pair freely, it {fold}: that group, the largest that acts on three outputs so, leaves {summary['folding_dimension']} weights.",
-            "The folded quadratic map is a heading in the note and no more; its colours are counted here by the same equations.",
+            f"A linear map from six inputs to three outputs. Those of the note's equations whose outputs are among the three leave {summary['folded_colours']} colours, and the pattern {first} with permutations of the first three inputs and the outputs alike, while the other inputs stay.",
+            f"To fold six inputs in half would lay input i on input i + 3. The permutations of inputs that keep such pairs together, exchanging pairs and the two of a pair, act on the three outputs; with them the pattern {fold}, and the maps that do commute have {summary['folding_dimension']} weights.",
+            "For the folded quadratic map the note has a heading and no equations. Its colours are counted here from the equations of the quadratic map whose outputs are among those that there are.",
         ],
         tables=[Table(("inputs to outputs", "linear colours", "quadratic colours"), rows, "Folded maps.")],
         pictures=[
@@ -110,21 +115,23 @@ def _folded(data: xr.Dataset, summary: Mapping[str, Any]) -> Section:
 
 def _sets(data: xr.Dataset, summary: Mapping[str, Any]) -> Section:
     figure, (left, right) = plots.panels(2, width=11)
-    sizes = data["size"].values
+    sizes, bands = data["size"].values, {}
     for colour, (method, name) in zip(plots.COLOURS, NAMES.items(), strict=False):
         values = data["error"].sel(layers=method).isel(record=-1).values
+        bands[method] = np.quantile(values[:, 0], (0.05, 0.95))
         low, middle, high = np.quantile(values, (0.05, 0.5, 0.95), axis=0)
         left.fill_between(sizes, low, high, color=colour, alpha=0.2, linewidth=0)
         left.plot(sizes, middle, "o-", color=colour, markersize=4, label=name)
-        broken = data["broken"].sel(layers=method).isel(size=-1, record=slice(1, None))
-        right.plot(broken["record"], broken.median("network"), color=colour, label=name)
+        for place, style in ((0, "--"), (-1, "-")):
+            broken = data["broken"].sel(layers=method).isel(size=place, record=slice(1, None))
+            right.plot(broken["record"], broken.median("network"), style, color=colour, linewidth=1.2)
     left.set_xscale("log")
     left.set_xticks(list(sizes), [str(size) for size in sizes])
     left.minorticks_off()
     plots.logarithmic(left, "y")
     right.set_yscale("log")
-    left.set(xlabel="training sets", ylabel="test error")
-    right.set(xlabel="step", ylabel="equivariance error", title=f"{sizes[-1]} training sets")
+    left.set(xlabel="training sets", ylabel="mean square test error")
+    right.set(xlabel="step", ylabel="equivariance error", title=f"dashed: {sizes[0]} training sets; full: {sizes[-1]}")
     plots.legend(left)
     rows = [
         (
@@ -136,27 +143,30 @@ def _sets(data: xr.Dataset, summary: Mapping[str, Any]) -> Section:
     ]
     last = listed([f"{name} {summary[f'{method}_errors'][-1]:.3g}" for method, name in NAMES.items()])
     best = min(NAMES, key=lambda method: summary[f"{method}_error"])
-    helped = summary["augmented_error"] < summary["dense_error"]
+    ratios = [summary["augmented_errors"][place] / summary["dense_errors"][place] for place in (0, -1)]
+    apart = data["broken"].isel(record=-1).median("network")
+    ends = {method: [float(apart.sel(layers=method).isel(size=place)) for place in (0, -1)] for method in NAMES}
     return Section(
         "Sets",
         [
             f"Each of six numbers is to be given less their mean, in units of their standard deviation: a function that commutes with permutations. {data.sizes['network']} networks of each sort, from {sizes[0]} to {sizes[-1]} sets to train on.",
-            f"With {sizes[0]} sets the best is {NAMES[best]}, with a test error of {summary[f'{best}_error']:.3g} in the median; dense networks have {summary['dense_error']:.3g}, and permuting the data at each step {'helps' if helped else 'does not help'} these:"
-            f" {summary['augmented_error']:.3g}. With {sizes[-1]}: {last}.",
-            f"Shared weights commute with permutations all through training, to {summary['equivariance_error_tied']:.0e} in float64 at the end; the others come no nearer than the picture shows, however the data is permuted.",
+            f"With {sizes[0]} sets the lowest median test error (mean square, where always answering 0 gives 1) is that of {NAMES[best]}, {summary[f'{best}_error']:.3g} (middle 90%: {bands[best][0]:.3g} to {bands[best][1]:.3g}); dense networks have {summary['dense_error']:.3g}. Permuting the"
+            f" numbers of each set anew at each step multiplies the error of dense networks by {ratios[0]:.2g} with {sizes[0]} sets and by {ratios[1]:.2g} with {sizes[-1]}. With {sizes[-1]} sets: {last}.",
+            f"Shared weights commute with permutations from the first step to the last; at the end, in float64, no network of any number of sets is further from it than {summary['equivariance_error_tied']:.0e} of its outputs. Dense networks are off by {ends['dense'][0]:.2g} in the median with {sizes[0]} sets and"
+            f" {ends['dense'][1]:.2g} with {sizes[-1]}, on permuted data by {ends['augmented'][0]:.2g} and {ends['augmented'][1]:.2g}.",
         ],
         tables=[
             Table(
-                ("networks", *(f"{size} sets" for size in sizes), "equivariance error"),
+                ("networks", *(f"{size} sets" for size in sizes), "largest equivariance error"),
                 rows,
-                "Median test errors; the largest equivariance error at the end, in float64.",
+                "Median test errors; and the largest equivariance error at the end over all networks and numbers of sets, in float64.",
             )
         ],
         pictures=[
             Picture(
                 "sets",
                 figure,
-                "Left: medians and the middle 90%. Right: medians, in float32 while training: the difference between permuting before and after, over the outputs.",
+                "Left: medians and the middle 90%. Right: medians while training, in float32: the difference between permuting before and after, over the outputs.",
                 "Test error against the number of training sets, and equivariance error against steps, for networks with shared weights, dense ones, and dense ones on permuted data.",
             )
         ],
@@ -180,17 +190,23 @@ def _readers(data: xr.Dataset, summary: Mapping[str, Any]) -> Section:
         )
         for name in data["reader"].values
     ]
-    better = summary["weightspace_accuracy"] - summary["flat_accuracy"]
+    num = int(data["unseen"])
+    poor = [str(n) for n in data["reader"].values if float(data["read_accuracy"].sel(reader=n).mean()) < CHANCE]
+    verdict = f" {listed(poor)}: no better than guessing." if poor else ""
     return Section(
         "A network that reads networks",
         [
-            f"Networks on digits that differ by {KINDS[label]}, and others that are to tell from the parameters alone which is which. One sort has layers that commute with the permutations of hidden units, from the group that was discovered; the"
-            " other is a plain multilayer perceptron on all parameters in a row.",
-            f"On networks that they have not seen the first are right in {summary['weightspace_accuracy']:.1%}, the second in {summary['flat_accuracy']:.1%} ({better:+.1%}). Permute the hidden units of those, which leaves what they compute as it is: the first change"
-            f" {summary['weightspace_changed']:.1%} of their answers, the second {summary['flat_changed']:.1%}.",
+            f"Networks were trained on digits, half of them of either of two kinds: {KINDS[label]}. Readers are other networks, which get the parameters of such a network and are to say of which kind it is. The readers 'weight space' have layers that commute with permutations of the hidden units of the"
+            " network that they read, the part of the discovered groups that both kinds have; the readers 'flat' are multilayer perceptrons on the same parameters in a row.",
+            f"On {num} networks that they have not seen, where guessing is right in 50%, the first are right in {summary['weightspace_accuracy']:.1%}, the second in {summary['flat_accuracy']:.1%}.{verdict} Permuting the hidden units of these networks, which leaves what they compute as it is, changes"
+            f" {summary['weightspace_changed']:.1%} of the answers of the first, and {summary['flat_changed']:.1%} of the second.",
         ],
         tables=[
-            Table(("reader", "on networks seen", "on others", "changed by a permutation"), rows, "Means over readers.")
+            Table(
+                ("reader", "on networks seen", "on others", "changed by a permutation"),
+                rows,
+                "Means over readers (bars in the picture are medians).",
+            )
         ],
         pictures=[
             Picture(

@@ -125,6 +125,7 @@ BAD = {
     "odd": (lambda: folded(5), "n is 5, expected an even number"),
     "nothing": (lambda: quadratic(0), "quadratic: n is 0, expected a positive integer"),
     "a value in the way": (lambda: constrained(colours([((0,), 1.0)]), []), "colour 0 has a value"),
+    "no tuples": (lambda: colours([(0, 1)]), r"got \(0, 1\), expected a pair of entries, each a tuple"),
     "as large as that": (lambda: colours([((10**6, 10**6), (0, 0))]), r"1e\+12 entries, expected at most 1e\+08"),
     "three entries": (lambda: colours([((0, 0), (1, 1), (2, 2))]), "expected a pair"),
     "a truth": (lambda: colours([((True, 0), (1, 1))]), r"inconsistent equations: entry \(True, 0\)"),
@@ -145,7 +146,7 @@ def test_bad_equations_say_what_was_got(case):
 
 
 def test_bad_types_say_so():
-    for wrong in (5, linear):
+    for wrong in (5, linear, "linear", {(0, 0): (1, 1)}):
         with pytest.raises(TypeError, match="expected pairs of entries"):
             colours(wrong)
     with pytest.raises(TypeError, match="got a Equations, expected what colours"):

@@ -178,6 +178,18 @@ def test_bad_input_says_what_was_got(case):
         layer.init(jax.random.key(0), x)
 
 
+def test_parameters_are_made_a_row_first():
+    V = S(3).vector
+    with pytest.raises(TypeError, match=r"inputs are a dict, expected an array; .*ravel_pytree"):
+        EquivariantDense(V, V).init(jax.random.key(0), {"a": jnp.ones(3)})
+
+
+def test_memory_is_passed_on():
+    V = S(12).vector
+    with pytest.raises(ValueError, match="expected at most 1e-05"):
+        EquivariantDense(V * V, V, memory=1e-5).init(jax.random.key(0), jnp.ones(144))
+
+
 def test_a_bias_only_where_something_stays():
     with_none = EquivariantDense(SO(3).vector, SO(3).vector)
     assert set(with_none.init(jax.random.key(0), jnp.ones(3))["params"]) == {"coefficients"}

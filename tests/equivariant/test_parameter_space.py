@@ -108,10 +108,14 @@ def test_bad_input_says_what_was_got():
         parameter_space(sym, ("rotation",))
     with pytest.raises(ValueError, match="kinds has 'rotation'"):
         parameter_space(sym, "rotation")
+    with pytest.raises(ValueError, match="kinds is empty"):
+        parameter_space(sym, ())
+    assert parameter_space(sym) is parameter_space(sym)
     some, one = (parameter_space(sym, kinds) for kinds in ((kind for kind in ["permutation"]), "permutation"))
     assert some.group.num_finite == one.group.num_finite == 4
     with pytest.raises(
-        ValueError, match=r"a translation of 3 units, params/Dense_0/bias.* does not move parameters linearly"
+        ValueError,
+        match=r"a translation of 3 units, params/Dense_0/bias.* does not move parameters linearly; keep the factors that do, such as kinds=\('general_linear',\)",
     ):
         network(MLP((3, 4, 1), "identity"), (5, 2))
     _, _, space = network(MLP((3, 4, 1), "identity"), (5, 2), ("general_linear",))
