@@ -178,8 +178,11 @@ def _solved(rep_in: Representation, rep_out: Representation, memory: float) -> B
     moves = [both.finite(number) for number in range(group.num_finite)]
     signed = [move for move in moves if isinstance(move, Signed)]
     orbits, weights, num = _orbits(signed, both.size)
-    one = scipy.sparse.eye_array(both.size, format="csr")
-    equations = [(move - one, 1 + np.asarray(abs(move).sum(axis=1))) for move in moves if not isinstance(move, Signed)]
+    dense = [move for move in moves if not isinstance(move, Signed)]
+    equations = [
+        (move - scipy.sparse.eye_array(both.size, format="csr"), 1 + np.asarray(abs(move).sum(axis=1)))
+        for move in dense
+    ]
     equations += [(both.lie(number), both.bound(number)) for number in range(group.num_lie)]
     mix = None
     if equations and num:
