@@ -235,7 +235,7 @@ def _orbits(moves: list[Signed], size: int) -> tuple[np.ndarray, np.ndarray, int
 
 
 def _components(moves: list[Int[np.ndarray, " nodes"]]) -> tuple[int, Int[np.ndarray, " nodes"]]:
-    """How many orbits permutations have, and the orbit of each node: the strong components, for what is left along a permutation is come back to."""
+    """How many orbits permutations have, and the orbit of each node: the connected components of a graph with an edge for each node and permutation."""
     nodes, each = len(moves[0]), len(moves)
     ends = np.stack(moves, axis=1).astype(np.int32).ravel()
     starts = np.arange(0, nodes * each + 1, each, dtype=np.int32)
