@@ -71,7 +71,7 @@ class Basis:
             If they would not fit into the memory: :meth:`map`, :meth:`project` and :meth:`coefficients` do without them.
         """
         what = f"vectors: {self.dimension} maps [{self.rep_out.size}, {self.rep_in.size}]"
-        _expect_room(
+        expect_room(
             what, 8 * self.dimension * self.orbits.size, MEMORY, "use map, project and coefficients, which do without"
         )
         dense = np.zeros((self.dimension, self.orbits.size))
@@ -89,13 +89,12 @@ class Basis:
                 f"map: got coefficients of shape {coefficients.shape}, expected [..., {self.dimension}], the dimension."
             )
             raise ValueError(msg)
-        dtype, leading = jnp.result_type(coefficients, float), coefficients.shape[:-1]
-        if jnp.issubdtype(coefficients.dtype, jnp.inexact):
-            dtype = coefficients.dtype
+        if not jnp.issubdtype(coefficients.dtype, jnp.inexact):
+            coefficients = coefficients.astype(float)
+        dtype, leading = coefficients.dtype, coefficients.shape[:-1]
         if not self.dimension:
             return jnp.zeros((*leading, *self.shape), dtype)
-        each = coefficients.astype(dtype)
-        each = each if self.mix is None else each @ jnp.asarray(self.mix.T, dtype)
+        each = coefficients if self.mix is None else coefficients @ jnp.asarray(self.mix.T, dtype)
         return (jnp.asarray(self.weights, dtype) * each[..., self.orbits]).reshape(*leading, *self.shape)
 
     def coefficients(self, matrix: Float[Array, "outputs inputs"]) -> Float[np.ndarray, " dimension"]:
@@ -174,7 +173,7 @@ def _solved(rep_in: Representation, rep_out: Representation, memory: float) -> B
     what = f"basis: maps [{rep_out.size}, {rep_in.size}]"
     filled = sum(_filled(both, i, lie=False) for i in range(group.num_finite))
     filled += sum(_filled(both, i, lie=True) for i in range(group.num_lie))
-    _expect_room(what, 60 * both.size + 20 * filled, memory)
+    expect_room(what, 60 * both.size + 20 * filled, memory)
     moves = [both.finite(number) for number in range(group.num_finite)]
     signed = [move for move in moves if isinstance(move, Signed)]
     orbits, weights, num = _orbits(signed, both.size)
@@ -186,10 +185,11 @@ def _solved(rep_in: Representation, rep_out: Representation, memory: float) -> B
     equations += [(both.lie(number), both.bound(number)) for number in range(group.num_lie)]
     mix = None
     if equations and num:
-        _expect_room(f"{what}, a null space of {num} unknowns", 24 * (num + both.size) * num, memory)
+        expect_room(f"{what}, a null space of {num} unknowns", 24 * (num + both.size) * num, memory)
         spread = scipy.sparse.csr_array((weights, (np.arange(both.size), orbits)), shape=(both.size, num))
         mix = _null_space([_scaled(equation, bound) @ spread for equation, bound in equations], num)
-    residual = max([*_moved(signed, orbits, weights), *_left(equations, orbits, weights, mix, num)], default=0.0)
+    left = [] if mix is None else _left([equation for equation, _ in equations], orbits, weights, mix)
+    residual = max([*_moved(signed, orbits, weights), *left], default=0.0)
     return Basis(rep_in, rep_out, num if mix is None else mix.shape[1], orbits, weights, mix, float(residual))
 
 
@@ -268,23 +268,18 @@ def _moved(moves: list[Signed], orbits: np.ndarray, weights: np.ndarray) -> Iter
 
 
 def _left(
-    equations: Iterable[tuple[scipy.sparse.csr_array, np.ndarray]],
-    orbits: np.ndarray,
-    weights: np.ndarray,
-    mix: np.ndarray | None,
-    num: int,
+    equations: Iterable[scipy.sparse.csr_array], orbits: np.ndarray, weights: np.ndarray, mix: np.ndarray
 ) -> Iterable[float]:
     """The largest entry that each equation leaves of the basis maps, which are taken a few at a time."""
-    mix = np.eye(num) if mix is None and equations else mix
-    for equation, _ in equations:
-        assert mix is not None
+    for equation in equations:
         for start in range(0, mix.shape[1], 16):
             yield float(np.abs(equation @ (weights[:, None] * mix[orbits, start : start + 16])).max(initial=0))
 
 
-def _expect_room(
+def expect_room(
     what: str, needed: float, memory: float, instead: str = "take smaller representations, or allow more by memory="
 ) -> None:
+    """Refuse what takes more bytes than so many gibibytes."""
     if needed > memory * 2**30:
         msg = f"{what} takes about {needed / 2**30:.3g} GiB, expected at most {memory:g}: {instead}."
         raise ValueError(msg)

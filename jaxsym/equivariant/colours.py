@@ -11,8 +11,12 @@ import numpy as np
 import scipy.sparse
 from jaxtyping import Float, Int
 
+from jaxsym.equivariant.bases import MEMORY, expect_room
+
 Entry = tuple[int, ...]
 Equation = tuple[Entry, Entry | float]
+LARGEST = 10**8
+"""Entries of a tensor, at most."""
 
 
 class Equations(NamedTuple):
@@ -87,10 +91,6 @@ def colours(equations: Equations | Iterable[Equation]) -> Colours:
             raise ValueError(msg)
         values[label], told[label] = value, place
     return Colours(number, labels.reshape(shape), values)
-
-
-LARGEST = 10**8
-"""Entries of a tensor, at most."""
 
 
 def linear(n: int) -> Equations:
@@ -190,9 +190,8 @@ def constrained(found: Colours, forms: Sequence[dict[Entry, float]]) -> Float[np
     if not isinstance(forms, list | tuple) or not all(isinstance(form, Mapping) for form in forms):
         msg = "constrained: forms is no list of dictionaries from entries to coefficients, such as mixed(4)."
         raise TypeError(msg)
-    if 8 * found.number * found.tensor.size > 2**32:
-        msg = f"constrained: {found.number} tensors of shape {found.tensor.shape} take {8 * found.number * found.tensor.size / 2**30:.3g} GiB, expected at most 4; take a smaller one."
-        raise ValueError(msg)
+    what = f"constrained: {found.number} tensors of shape {found.tensor.shape}"
+    expect_room(what, 8 * found.number * found.tensor.size, MEMORY, "take a smaller one")
     if not np.isnan(found.values).all():
         msg = f"constrained: colour {int(np.flatnonzero(~np.isnan(found.values))[0])} has a value, expected free colours only."
         raise ValueError(msg)

@@ -74,13 +74,17 @@ def listed(matrices: Any, who: str) -> list[Any]:
 
 def size_of(matrix: Any) -> int:
     """Of the first matrix; 0 of what is none."""
-    shape = (len(matrix.places),) * 2 if isinstance(matrix, Signed) else matrix.shape
+    shape = _shape(matrix)
     return shape[0] if len(shape) == 2 else 0
+
+
+def _shape(matrix: Any) -> tuple[int, ...]:
+    return (len(matrix.places),) * 2 if isinstance(matrix, Signed) else matrix.shape
 
 
 def checked_matrix(matrix: Any, size: int, who: str) -> scipy.sparse.csr_array:
     """A generator of a Lie algebra; refuses what is not square, of this size, real and finite."""
-    shape = (len(matrix.places),) * 2 if isinstance(matrix, Signed) else matrix.shape
+    shape = _shape(matrix)
     if shape != (size, size) or not size:
         wanted = f"[{size}, {size}], as of the first one" if size else "[n, n] (of a permutation, np.eye(n)[order])"
         msg = f"{who} has shape {shape}, expected a square matrix {wanted}."

@@ -73,13 +73,13 @@ def SignedPermutations(n: int) -> Generators:
 @_sized
 def SO(n: int) -> Generators:
     """The rotations of ``R^n``: those that permute axes, and the turns of the first two axes."""
-    return _turns(n), [_unit(n, 1, 0) - _unit(n, 0, 1)] if n > 1 else []
+    return _turns(n), [_plane(n)] if n > 1 else []
 
 
 @_sized
 def O(n: int) -> Generators:  # noqa: E743
     """The rotations and reflections of ``R^n``."""
-    return [*_turns(n), _reflection(n)], [_unit(n, 1, 0) - _unit(n, 0, 1)] if n > 1 else []
+    return [*_turns(n), _reflection(n)], [_plane(n)] if n > 1 else []
 
 
 @_sized
@@ -162,6 +162,11 @@ def _reflection(n: int) -> Signed:
 
 def _unit(n: int, i: int, j: int) -> scipy.sparse.csr_array:
     return scipy.sparse.csr_array(([1.0], ([i], [j])), shape=(n, n))
+
+
+def _plane(n: int) -> scipy.sparse.csr_array:
+    """The turn of the first two axes."""
+    return _unit(n, 1, 0) - _unit(n, 0, 1)
 
 
 def _turns(n: int) -> list[Signed]:

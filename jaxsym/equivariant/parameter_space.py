@@ -10,8 +10,8 @@ import numpy as np
 import scipy.sparse
 from jaxtyping import Float
 
-from jaxsym.equivariant.generators import Move, Signed, as_sparse
-from jaxsym.equivariant.groups import GL, SO
+from jaxsym.equivariant.generators import Move, Signed, as_sparse, identity
+from jaxsym.equivariant.groups import GL, SO, S
 from jaxsym.equivariant.representations import Group, Representation, direct_sum
 from jaxsym.symmetry import host
 from jaxsym.symmetry.checks import expect_group
@@ -99,11 +99,13 @@ def _space(sym: Symmetry, kept: tuple[str, ...] | None) -> ParameterSpace:
             for other in sym.factors
             if kept is None or other.kind in kept
         )
-        finite += [_finite(sym, factor, number, part, total) for part in _parts(factor, alike=alike)]
+        finite += [
+            _finite(sym, factor, number, part, total) for part in _parts(factor, sym.still()[number], alike=alike)
+        ]
         wanted += [(factor, place) for place in _directions(sym, number, alike=alike)]
     lie = list(_tangents(sym, wanted, total)) if wanted else []
     if not finite and not lie:
-        finite = [Signed(np.arange(total), np.ones(total, int))]
+        finite = [identity(total)]
     group = Group(finite, lie, f"the group of a network of {total} parameters")
     leaves, start = {}, 0
     for path, size in sizes.items():
@@ -131,30 +133,24 @@ def _kept(kinds: Any) -> tuple[str, ...] | None:
     return names
 
 
-def _parts(factor: Factor, *, alike: bool) -> Iterator[np.ndarray]:
+def _parts(factor: Factor, still: Any, *, alike: bool) -> Iterator[np.ndarray]:
     """Elements that generate a factor's finite part, or permute and flip as elements of a continuous one do; ``alike``: with permutations of its units."""
-    copies = list(np.ndindex(factor.shape[:-1]))
-    if factor.kind == "permutation":
-        for copy in copies if factor.size > 1 else ():
-            for moved in ([1, 0, *range(2, factor.size)], [*range(1, factor.size), 0]):
-                order = np.array(np.broadcast_to(np.arange(factor.size), factor.shape))
-                order[copy] = moved
-                yield order
-    elif factor.kind == "sign":
-        for unit in np.ndindex(*factor.shape[:-1], 1 if alike else factor.size):
-            signs = np.ones(factor.shape)
-            signs[unit] = -1
-            yield signs
-    elif factor.kind in _MATRICES:
-        group = _MATRICES[factor.kind](factor.size)
-        for copy in copies:
-            for i in range(group.num_finite):
-                part = np.array(np.broadcast_to(np.eye(factor.size), (*factor.shape, factor.size)))
-                part[copy] = as_sparse(group.vector.finite(i)).toarray()
-                yield part
+    changes: list[tuple[Any, Any]] = []
+    if factor.kind == "sign":
+        changes = [(unit, -1) for unit in np.ndindex(*factor.shape[:-1], 1 if alike else factor.size)]
+    elif factor.kind in _GROUPS:
+        vector = _GROUPS[factor.kind](factor.size).vector
+        moves = [vector.finite(i) for i in range(vector.group.num_finite)]
+        parts = [move.places if factor.kind == "permutation" else as_sparse(move).toarray() for move in moves]
+        changes = [(copy, part) for copy in np.ndindex(factor.shape[:-1]) for part in parts]
+    for place, change in changes:
+        part = np.array(still)
+        part[place] = change
+        yield part
 
 
-_MATRICES = {"general_linear": GL, "orthogonal": SO}
+_GROUPS = {"permutation": S, "general_linear": GL, "orthogonal": SO}
+"""By whose generators a factor moves the units of each copy."""
 
 
 def _directions(sym: Symmetry, number: int, *, alike: bool) -> Iterator[int]:

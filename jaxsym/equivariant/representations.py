@@ -404,12 +404,11 @@ class Sum(Representation):
 
     def finite(self, number: int) -> Move:
         """Block by block."""
-        moves = self._each(lambda part: part.finite(number))
-        return block(moves)
+        return block(self._each(lambda part: part.finite(number)))
 
     def lie(self, number: int) -> scipy.sparse.csr_array:
         """Block by block."""
-        return scipy.sparse.csr_array(scipy.sparse.block_diag(self._each(lambda part: part.lie(number)), "csr"))
+        return block(self._each(lambda part: part.lie(number)))
 
     def _each(self, of: Callable[[Representation], Any]) -> list[Any]:
         """Computed once for equal parts, of which there may be hundreds."""

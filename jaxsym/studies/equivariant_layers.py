@@ -258,6 +258,11 @@ def _classified(net: nn.Module) -> Callable[[PyTree, tuple[Array, Array], Array]
     return loss
 
 
+def seen(population: int) -> int:
+    """How many of the networks to read are for training."""
+    return 3 * population // 4
+
+
 class Population(NamedTuple):
     """Networks as rows of parameters in units of each leaf's size, their kinds, and the group that they share."""
 
@@ -311,7 +316,7 @@ def _reading(reader: str, population: Population) -> Callable[[Array], dict[str,
     units = space.leaves["params/Dense_0/bias"]
     net: nn.Module = Reader(space.rep, units) if reader == READERS[0] else MLP((64, 64, 2), "relu")
     rows, kinds = jnp.asarray(population.rows), jnp.asarray(population.kinds)
-    cut = 3 * len(rows) // 4
+    cut = seen(len(rows))
     orders = network_keys(5, len(rows) - cut)
     group = space.group
     moved = np.stack(
@@ -330,10 +335,10 @@ def _reading(reader: str, population: Population) -> Callable[[Array], dict[str,
         )
         params = train(key).params
         said, again = (jnp.argmax(net.apply(params, x), axis=-1) for x in (rows[cut:], jnp.asarray(moved)))
-        seen = jnp.argmax(net.apply(params, rows[:cut]), axis=-1) == kinds[:cut]
+        known = jnp.argmax(net.apply(params, rows[:cut]), axis=-1) == kinds[:cut]
         return {
             "accuracy": jnp.mean(said == kinds[cut:]),
-            "train_accuracy": seen.mean(),
+            "train_accuracy": known.mean(),
             "changed": jnp.mean(said != again),
         }
 
@@ -354,7 +359,7 @@ COUNTED = {
 
 
 def _dataset(data: dict[str, Any], config: Config) -> xr.Dataset:
-    numbers = np.arange(2, LARGEST + 1)
+    numbers, even = np.arange(2, LARGEST + 1), config.population // 2 * 2
     variables: dict[str, Any] = {
         key: (("n",), np.array(data[key]), {"long_name": text}) for key, text in COUNTED.items()
     }
@@ -368,11 +373,7 @@ def _dataset(data: dict[str, Any], config: Config) -> xr.Dataset:
         "folded_first_three": ((), int(data["folded_first_three"]), {"long_name": "commutes with S_3 on three"}),
         "folded_by_folding": ((), int(data["folded_by_folding"]), {"long_name": "commutes with foldings"}),
         "folding_dimension": ((), data["folding_dimension"], {"long_name": "maps that commute with foldings"}),
-        "unseen": (
-            (),
-            config.population // 2 * 2 - 3 * (config.population // 2 * 2) // 4,
-            {"long_name": "networks to read that readers have not seen"},
-        ),
+        "unseen": ((), even - seen(even), {"long_name": "networks to read that readers have not seen"}),
         "label": ((), config.label, {"long_name": "by what networks on digits differ"}),
     }
     for key, text in {"error": "mean square error on test sets", "broken": "equivariance error, relative"}.items():

@@ -115,13 +115,9 @@ def _folded(data: xr.Dataset, summary: Mapping[str, Any]) -> Section:
 
 def _sets(data: xr.Dataset, summary: Mapping[str, Any]) -> Section:
     figure, (left, right) = plots.panels(2, width=11)
-    sizes, bands = data["size"].values, {}
-    for colour, (method, name) in zip(plots.COLOURS, NAMES.items(), strict=False):
-        values = data["error"].sel(layers=method).isel(record=-1).values
-        bands[method] = np.quantile(values[:, 0], (0.05, 0.95))
-        low, middle, high = np.quantile(values, (0.05, 0.5, 0.95), axis=0)
-        left.fill_between(sizes, low, high, color=colour, alpha=0.2, linewidth=0)
-        left.plot(sizes, middle, "o-", color=colour, markersize=4, label=name)
+    sizes, errors = data["size"].values, data["error"].isel(record=-1)
+    plots.bands(left, sizes, {name: errors.sel(layers=method).values for method, name in NAMES.items()})
+    for colour, method in zip(plots.COLOURS, NAMES, strict=False):
         for place, style in ((0, "--"), (-1, "-")):
             broken = data["broken"].sel(layers=method).isel(size=place, record=slice(1, None))
             right.plot(broken["record"], broken.median("network"), style, color=colour, linewidth=1.2)
@@ -143,6 +139,7 @@ def _sets(data: xr.Dataset, summary: Mapping[str, Any]) -> Section:
     ]
     last = listed([f"{name} {summary[f'{method}_errors'][-1]:.3g}" for method, name in NAMES.items()])
     best = min(NAMES, key=lambda method: summary[f"{method}_error"])
+    band = np.quantile(errors.sel(layers=best).isel(size=0), (0.05, 0.95))
     ratios = [summary["augmented_errors"][place] / summary["dense_errors"][place] for place in (0, -1)]
     apart = data["broken"].isel(record=-1).median("network")
     ends = {method: [float(apart.sel(layers=method).isel(size=place)) for place in (0, -1)] for method in NAMES}
@@ -150,7 +147,7 @@ def _sets(data: xr.Dataset, summary: Mapping[str, Any]) -> Section:
         "Sets",
         [
             f"Each of six numbers is to be given less their mean, in units of their standard deviation: a function that commutes with permutations. {data.sizes['network']} networks of each sort, from {sizes[0]} to {sizes[-1]} sets to train on.",
-            f"With {sizes[0]} sets the lowest median test error (mean square, where always answering 0 gives 1) is that of {NAMES[best]}, {summary[f'{best}_error']:.3g} (middle 90%: {bands[best][0]:.3g} to {bands[best][1]:.3g}); dense networks have {summary['dense_error']:.3g}. Permuting the"
+            f"With {sizes[0]} sets the lowest median test error (mean square, where always answering 0 gives 1) is that of {NAMES[best]}, {summary[f'{best}_error']:.3g} (middle 90%: {band[0]:.3g} to {band[1]:.3g}); dense networks have {summary['dense_error']:.3g}. Permuting the"
             f" numbers of each set anew at each step multiplies the error of dense networks by {ratios[0]:.2g} with {sizes[0]} sets and by {ratios[1]:.2g} with {sizes[-1]}. With {sizes[-1]} sets: {last}.",
             f"Shared weights commute with permutations from the first step to the last; at the end, in float64, no network of any number of sets is further from it than {summary['equivariance_error_tied']:.0e} of its outputs. Dense networks are off by {ends['dense'][0]:.2g} in the median with {sizes[0]} sets and"
             f" {ends['dense'][1]:.2g} with {sizes[-1]}, on permuted data by {ends['augmented'][0]:.2g} and {ends['augmented'][1]:.2g}.",
