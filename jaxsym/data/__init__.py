@@ -6,7 +6,7 @@ bundled set is a :class:`Split`: float32 inputs, int32 targets, a seeded stratif
 
 from jaxsym.data.catalogue import CATALOGUE, Entry
 from jaxsym.data.files import idx
-from jaxsym.data.images import digits, mnist_5k
+from jaxsym.data.images import digits, idx_folder, mnist_5k
 from jaxsym.data.passengers import titanic
 from jaxsym.data.split import Rows, Split, flattened, stratified
 from jaxsym.data.synthetic import polynomial, teacher
@@ -19,6 +19,7 @@ __all__ = [
     "digits",
     "flattened",
     "idx",
+    "idx_folder",
     "mnist_5k",
     "polynomial",
     "stratified",

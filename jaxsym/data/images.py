@@ -6,7 +6,7 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 
-from jaxsym.data.files import bundled, parse_idx
+from jaxsym.data.files import bundled, idx, parse_idx
 from jaxsym.data.split import Rows, Split, stratified
 
 DIGITS = {
@@ -59,6 +59,50 @@ def mnist_5k(seed: int = 0, test_fraction: float = 0.2) -> Split:
     (4000, 28, 28)
     """
     return _images(MNIST_5K, 255, seed, test_fraction)
+
+
+def idx_folder(path: str | Path) -> Split:
+    """Images in the four files of MNIST or Fashion-MNIST, gzipped or not: ``train-images-idx3-ubyte`` and its three companions.
+
+    Parameters
+    ----------
+    path
+        The folder that holds them.
+
+    Returns
+    -------
+    Split
+        Inputs float32 ``[N, rows, columns]`` in [0, 1] (uint8 divided by 255), targets int32 ``[N]``.
+
+    Raises
+    ------
+    FileNotFoundError
+        If one of the files is missing.
+    ValueError
+        If one is no IDX file, images are not uint8 ``[N, rows, columns]``, or their number is not that of the labels.
+    """
+    folder = Path(path).expanduser()
+    train, test = _idx_rows(folder, "train"), _idx_rows(folder, "t10k")
+    if train.inputs.shape[1:] != test.inputs.shape[1:]:
+        msg = f"{folder}: training images have shape {train.inputs.shape[1:]}, those of t10k {test.inputs.shape[1:]}; expected the same."
+        raise ValueError(msg)
+    most = int(max(train.targets.max(), test.targets.max()))
+    return Split(train, test, (), tuple(str(label) for label in range(most + 1)))
+
+
+def _idx_rows(folder: Path, part: str) -> Rows:
+    def read(name: str) -> np.ndarray:
+        plain = folder / f"{part}-{name}-ubyte"
+        return idx(plain if plain.is_file() else plain.with_name(plain.name + ".gz"))
+
+    images, labels = read("images-idx3"), read("labels-idx1")
+    if images.dtype != np.uint8 or images.ndim != 3 or labels.shape != images.shape[:1] or not len(labels):
+        msg = (
+            f"{folder}: {part}-images has shape {images.shape} and type {images.dtype}, {part}-labels {labels.shape};"
+            " expected uint8 [N, rows, columns] and N labels."
+        )
+        raise ValueError(msg)
+    return Rows(jnp.asarray(images / 255, jnp.float32), jnp.asarray(labels, jnp.int32))
 
 
 def _images(files: dict[str, str], white: int, seed: int, test_fraction: float) -> Split:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxsym.data import idx
+from jaxsym.data import idx, idx_folder
 from jaxsym.data.files import parse_idx
 
 TYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
@@ -71,3 +71,34 @@ def test_missing(tmp_path):
 def test_an_unzipped_file_called_gz_is_read(tmp_path):
     (tmp_path / "images-idx3-ubyte.gz").write_bytes(GOOD)
     np.testing.assert_array_equal(idx(tmp_path / "images-idx3-ubyte.gz"), parse_idx(io.BytesIO(GOOD), tmp_path / "x"))
+
+
+@pytest.fixture
+def mnist_like(tmp_path):
+    """The four files of a tiny data set, half of them gzipped."""
+    for part, num in (("train", 6), ("t10k", 3)):
+        images = (np.arange(num * 20) % 256).astype(np.uint8).reshape(num, 4, 5)
+        (tmp_path / f"{part}-images-idx3-ubyte").write_bytes(encode(images))
+        labels = gzip.compress(encode((np.arange(num) % 3).astype(np.uint8)))
+        (tmp_path / f"{part}-labels-idx1-ubyte.gz").write_bytes(labels)
+    return tmp_path
+
+
+def test_a_folder_of_idx_files(mnist_like):
+    split = idx_folder(mnist_like)
+    assert split.train.inputs.shape == (6, 4, 5)
+    assert split.test.targets.tolist() == [0, 1, 2]
+    assert split.classes == ("0", "1", "2")
+    np.testing.assert_allclose(split.train.inputs.ravel(), np.arange(120) / 255, rtol=1e-6)
+
+
+def test_bad_folders_of_idx_files(mnist_like):
+    (mnist_like / "t10k-labels-idx1-ubyte.gz").write_bytes(encode(np.zeros(4, np.uint8)))
+    with pytest.raises(ValueError, match=r"t10k-images has shape \(3, 4, 5\) .* t10k-labels \(4,\)"):
+        idx_folder(mnist_like)
+    (mnist_like / "t10k-images-idx3-ubyte").write_bytes(encode(np.zeros((4, 4, 4), np.uint8)))
+    with pytest.raises(ValueError, match=r"training images have shape \(4, 5\), those of t10k \(4, 4\)"):
+        idx_folder(mnist_like)
+    (mnist_like / "train-labels-idx1-ubyte.gz").unlink()
+    with pytest.raises(FileNotFoundError, match="train-labels-idx1-ubyte"):
+        idx_folder(mnist_like)
