@@ -44,14 +44,22 @@ def root():
 STUDIES = (
     "conservation",
     "conservation_laws",
+    "dropout",
     "equivalent_minima",
     "equivariant_layers",
     "flat_minima",
     "hidden_symmetries",
+    "hyperparameters",
+    "identities",
     "implicit_bias",
     "invariant_optimizers",
+    "parallelism",
+    "polynomial",
+    "propagation",
+    "rescue",
     "second_order",
     "teleportation",
+    "weight_decay",
 )  # whose run is long, though small
 
 

@@ -82,9 +82,12 @@ def _mlp(
     formula: int | None = None,
 ) -> Case:
     net = MLP(tuple(widths[1:]), activation, use_bias)
-    shapes = jax.eval_shape(net.init, jax.random.key(0), jax.ShapeDtypeStruct((ROWS, widths[0]), jnp.float32))
     found = conservation_laws(widths, activation) if formula is None else formula
-    make = _normal(jax.tree.map(lambda leaf: leaf.shape, shapes))
+
+    def make(key: Array) -> PyTree:  # shapes are asked for here: an import must not start JAX
+        shapes = jax.eval_shape(net.init, key, jax.ShapeDtypeStruct((ROWS, widths[0]), jnp.float32))
+        return _normal(jax.tree.map(lambda leaf: leaf.shape, shapes))(key)
+
     return Case(make, net.apply, (ROWS, widths[0]), (ROWS, widths[-1]), loss, found)
 
 

@@ -43,3 +43,9 @@ def test_every_study_is_well_formed(name):
 def test_unknown_study():
     with pytest.raises(ValueError, match="unknown study 'titan': did you mean titanic"):
         studies.load("titan")
+
+
+def test_finding_the_studies_does_not_start_jax(python):
+    """It would be too late for one device a core."""
+    code = "from jaxsym.studies import catalogue; catalogue(); import jax; jax.config.update('jax_num_cpu_devices', 3); print(jax.device_count())"
+    assert python(code).strip() == "3"
