@@ -40,8 +40,8 @@ def take(rows: Rows, num: int) -> Rows:
 
 def cross_entropy(
     apply: Callable[[PyTree, Array], Float[Array, "N classes"]],
-) -> Callable[[PyTree, Rows, Array], Float[Array, ""]]:
-    """``loss(params, rows, key)`` for :func:`~jaxsym.training.make_train`: the mean softmax cross-entropy of ``apply``, which draws nothing."""
+) -> Callable[..., Float[Array, ""]]:
+    """``loss(params, rows, key=None)`` for :func:`~jaxsym.training.make_train`: the mean softmax cross-entropy of ``apply``, which draws nothing."""
 
     def loss(params: PyTree, rows: Rows, key: Array | None = None) -> Float[Array, ""]:
         del key

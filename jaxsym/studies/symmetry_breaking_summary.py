@@ -1,0 +1,128 @@
+"""The headline figures of the study ``symmetry_breaking``, and what of the text they bear out."""
+
+from typing import Any, NamedTuple
+
+import xarray as xr
+
+from jaxsym.studies.study import listed, run_counts
+
+SEPARATED = 0.95
+"""Of the units that there are, at least so many must be distinct in the mean for a way to count as separating them."""
+ALL_TIED = 1.0
+STILL = 0.0
+
+
+class Claim(NamedTuple):
+    """What is said, what was measured, and whether that bears it out."""
+
+    said: str
+    measured: str
+    holds: bool
+
+
+def ends(data: xr.Dataset) -> xr.DataArray:
+    """Distinct units at the end, ``[start, way, network]``."""
+    return data["distinct"].isel(record=-1)
+
+
+def mean(data: xr.Dataset, way: str, start: int = 0) -> float:
+    """Distinct units of perceptrons at the end, in the mean over networks."""
+    return float(ends(data).sel(way=way).isel(start=start).mean())
+
+
+def separates(data: xr.Dataset, way: str) -> bool:
+    """Whether a way leaves perceptrons with as many distinct units as they have, or nearly."""
+    return mean(data, way) >= SEPARATED * int(data["units"].sel(architecture="mlp"))
+
+
+def summary(data: xr.Dataset) -> dict[str, Any]:
+    """The headline figures."""
+    ways = [str(way) for way in data["way"].values]
+    kinds = [str(kind) for kind in data["architecture"].values]
+    share = data["kind_distinct"].isel(record=-1).mean("few")
+    starts = [str(start) for start in data["regression_start"].values]
+    still = data["largest_kernel"].isel(start=1) == STILL
+    return {
+        **{f"distinct_{way}": mean(data, way) for way in ways},
+        **{f"distinct_from_zeros_{way}": mean(data, way, 1) for way in ways},
+        "still_at_zero": [way for way in ways if bool(still.sel(way=way).all())],
+        **{
+            f"separating_{kind}": [
+                way
+                for way in ways
+                if float(share.sel(architecture=kind, way=way)) >= SEPARATED * int(data["units"].sel(architecture=kind))
+            ]
+            for kind in kinds
+        },
+        **{
+            f"accuracy_{way}": float(data["accuracy"].isel(start=0).sel(way=way).mean())
+            for way in ("nothing", "random", "dropout")
+        },
+        **{
+            f"softmax_{name}_accuracy": float(data["softmax_accuracy"].sel(regression_start=start).mean())
+            for start, name in zip(starts, ("zero_init", "constant_init", "random_init"), strict=True)
+        },
+        **{
+            f"linear_{name}_error": float(data["linear_error"].sel(regression_start=start).mean())
+            for start, name in zip(starts, ("zero_init", "constant_init", "random_init"), strict=True)
+        },
+        "tower_distance_siamese": float(data["towers"].sel(pair_of_towers="siamese").max()),
+        "tower_distance_twins": float(data["towers"].sel(pair_of_towers="twins", way="nothing").mean()),
+        "claims_that_failed": [claim.said for claim in claims(data) if not claim.holds],
+        **run_counts(data),
+    }
+
+
+def claims(data: xr.Dataset) -> list[Claim]:
+    """What the exercises and the text say, and whether it came out."""
+    size = int(data["units"].sel(architecture="mlp"))
+
+    def units(way: str) -> str:
+        return f"{mean(data, way):.2f} of {size} units are distinct at the end"
+
+    helps = {
+        "random": "random weights separate hidden units that would stay equal",
+        "weight_decay_l2": "weight decay (L2) helps to break the symmetry",
+        "weight_decay_l1": "weight decay (L1) helps to break the symmetry",
+        "dropout": "dropout helps to break the symmetry",
+        "augmentation": "data augmentation helps to break the symmetry",
+    }
+    accuracies = data["softmax_accuracy"].mean("network")
+    errors = data["linear_error"].mean("network")
+    learned = accuracies.min() > 2 * float(data.attrs["chance"])
+    tied_kinds = [
+        str(kind) for kind in data["shared"].values if int(data["place_distinct"].sel(shared=kind).max()) == 1
+    ]
+    moves = float(data["largest_kernel"].isel(start=1).sel(way="nothing").max())
+    return [
+        *(Claim(text, units(way), mean(data, way) > ALL_TIED) for way, text in helps.items()),
+        Claim(
+            "softmax regression does not learn from equal weights",
+            f"test accuracy {float(accuracies[0]):.3f} from zeros, {float(accuracies[1]):.3f} from 0.1, {float(accuracies[2]):.3f} from random weights",
+            not bool(learned),
+        ),
+        Claim(
+            "linear regression does not learn from equal weights",
+            f"squared distance from the true weights, over theirs: {float(errors[0]):.1e} from zeros, {float(errors[1]):.1e} from 0.1, {float(errors[2]):.1e} from random weights",
+            bool(errors[:2].max() > LEARNED),
+        ),
+        Claim(
+            "from zero weights no kernel of a perceptron ever moves",
+            f"largest entry of a kernel at the end: {moves:.1e}",
+            moves == STILL,
+        ),
+        Claim(
+            "in a convolutional network it is positions, and in a recurrent one time steps, that must be made different",
+            listed(
+                [
+                    f"{kind}: {float(data['place_distinct'].sel(shared=kind).mean()):.1f} of {int(data['places'].sel(shared=kind))} places differ at the start, {float(data['place_units'].sel(shared=kind).mean()):.1f} of {size} units"
+                    for kind in map(str, data["shared"].values)
+                ]
+            ),
+            bool(tied_kinds),
+        ),
+    ]
+
+
+LEARNED = 0.01
+"""A linear regression whose squared distance from the true weights is below this share of theirs has learned them."""

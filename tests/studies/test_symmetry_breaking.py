@@ -1,0 +1,161 @@
+"""The study of symmetry breaking, run small: exchanges by hand, ties that no rule for all entries breaks, and those that noise does."""
+
+import itertools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.flatten_util import ravel_pytree
+
+import jaxsym as js
+from jaxsym import cli
+from jaxsym.studies import load
+from jaxsym.studies import symmetry_breaking_networks as networks
+from jaxsym.studies.symmetry_breaking import Config, problem
+from jaxsym.studies.symmetry_breaking_networks import NETS, PAIRED, TIED_UNITS, UNITS, WAYS
+from jaxsym.studies.symmetry_breaking_summary import claims
+
+NOISY = {"random", "dropout", "noise_weights", "noise_gradients"}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """What the command line writes for a small run."""
+    out = tmp_path_factory.mktemp("symmetry_breaking")
+    cli.main(["run", "symmetry_breaking", "--out", str(out), "--quick"])
+    return out
+
+
+def started(name, random, rows=5):
+    """A network and inputs, in float64."""
+    net, shape = NETS[name], (rows, 2, 8, 8) if name in PAIRED else (rows, 8, 8)
+    x = jax.random.uniform(jax.random.key(3), shape, jnp.float64)
+    return net, networks.start(net, x)(jax.random.key(1), random=random, constant=0.1), x
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_an_exchange_of_two_units_is_no_change(name):
+    """And every other pair of hidden units is moved by its own exchange, which is its own inverse."""
+    size = TIED_UNITS.get(name, UNITS)
+    with jax.enable_x64(True):
+        net, params, x = started(name, 1.0)
+        moved = networks.transpositions(js.discover(net.apply, params, x), params, size)
+        flat, restore = ravel_pytree(params)
+        assert len(moved) == size * (size - 1) // 2
+        for exchange in (moved[0], moved[-1]):
+            assert (exchange[exchange] == np.arange(flat.size)).all()
+            assert (exchange != np.arange(flat.size)).any()
+            np.testing.assert_allclose(net.apply(restore(flat[exchange]), x), net.apply(params, x), atol=1e-12)
+        assert int(networks.distinct(networks.apart(params, moved), size)) == size
+        tied = started(name, 0.0)[1]
+        assert int(networks.distinct(networks.apart(tied, moved), size)) == 1
+
+
+def test_exchanges_of_a_perceptron_by_hand():
+    with jax.enable_x64(True):
+        net, params, x = started("mlp", 1.0)
+        moved = networks.transpositions(js.discover(net.apply, params, x), params, UNITS)
+        layers = params["params"]
+        units = np.concatenate(
+            [layers["Dense_0"]["kernel"], layers["Dense_0"]["bias"][None], layers["Dense_1"]["kernel"].T]
+        ).T
+        pairs = itertools.combinations(range(UNITS), 2)
+        expected = [
+            np.linalg.norm(units[i] - units[j]) * 2**0.5 / np.hypot(*np.linalg.norm(units[[i, j]], axis=1))
+            for i, j in pairs
+        ]
+        np.testing.assert_allclose(networks.apart(params, moved), expected, rtol=1e-12)
+
+
+def test_a_group_without_such_units_is_refused():
+    with jax.enable_x64(True):
+        net, params, x = started("mlp", 1.0)
+        with pytest.raises(ValueError, match="got 0 permutations of 7 units"):
+            networks.transpositions(js.discover(net.apply, params, x), params, 7)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_one_step_of_each_way(way):
+    """From equal units the gradient is equal in all units, unless something is drawn for each of them."""
+    with jax.enable_x64(True):
+        net, params, x = started("mlp", 0.0)
+        rows = js.data.Rows(jnp.concatenate([x] * 8), jnp.arange(40) % 10)
+        hyper = networks.hyperparameters(WAYS[way], jnp.array([0.5]), jnp.array([0.1]))
+        own = {name: hyper[name][0] for name in networks.NEUTRAL if name not in ("random", "momentum", "adam")}
+        kernel = jax.grad(networks.loss(net))(params, rows, jax.random.key(5), **own)["params"]["Dense_0"]["kernel"]
+        spread = float(jnp.ptp(kernel, axis=1).max() / jnp.abs(kernel).max())
+        assert (spread > 1e-3) == (way in NOISY - {"random"})
+        assert spread > 1e-3 or spread < 1e-12
+
+
+def test_shifts_move_images_by_at_most_a_pixel():
+    images = jax.random.uniform(jax.random.key(0), (20, 6, 5))
+    np.testing.assert_array_equal(networks.shifted(images, jax.random.key(1), 0.0), images)
+    moved = np.asarray(networks.shifted(images, jax.random.key(1), 1.0))
+    padded = np.pad(images, ((0, 0), (1, 1), (1, 1)))
+    for image, one in zip(moved, padded, strict=True):
+        assert any((image == one[i : i + 6, j : j + 5]).all() for i in range(3) for j in range(3))
+    assert (moved != np.asarray(images)).any(axis=(1, 2)).sum() > 10
+
+
+def test_the_optimizer_is_momentum_or_adam():
+    import optax
+
+    params, grads = jnp.array([1.0, -2.0]), jnp.array([0.3, 0.1])
+    for adam, other in ((0.0, optax.sgd(0.1, 0.9)), (1.0, optax.adam(0.1))):
+        ours = networks.optimizer(learning_rate=0.1, momentum=0.9, adam=adam)
+        state, theirs = ours.init(params), other.init(params)
+        for _ in range(3):
+            (step, state), (expected, theirs) = ours.update(grads, state), other.update(grads, theirs)
+            np.testing.assert_allclose(step, expected, rtol=1e-6)
+
+
+def test_half_of_the_pairs_show_one_digit():
+    rows = js.data.digits().train
+    pairs = problem("twins", rows, 40, jax.random.key(0))
+    assert pairs.inputs.shape == (40, 2, 8, 8)
+    assert int(pairs.targets.sum()) == 20
+    assert problem("mlp", rows, 40, jax.random.key(0)).inputs.shape == (40, 8, 8)
+
+
+def test_summary_is_recomputed_from_the_file(results, summary):
+    assert summary == load("symmetry_breaking").summary(results)
+    for way in WAYS:
+        counts = []
+        for pairs in results.apart.sel(way=way).isel(start=0).values:
+            equal = np.eye(UNITS, dtype=bool)
+            equal[np.triu_indices(UNITS, 1)] = pairs < 1e-4
+            counts.append(sum(not equal[:j, j].any() for j in range(UNITS)))
+        assert summary[f"distinct_{way}"] == np.mean(counts)
+    for start, name in (("zeros", "zero"), ("random", "random")):
+        expected = results.softmax_accuracy.sel(regression_start=start).values.mean()
+        assert summary[f"softmax_{name}_init_accuracy"] == pytest.approx(expected)
+
+
+def test_only_what_draws_for_each_unit_separates(results, summary):
+    for way in WAYS:
+        assert summary[f"distinct_{way}"] == (UNITS if way in NOISY else 1)
+    tied = [way for way in WAYS if way not in NOISY]
+    assert (results.kind_distinct.sel(way=tied) == 1).all()
+    assert float(results.apart.sel(way=tied).max()) < 1e-10
+    assert set(summary["still_at_zero"]) == set(WAYS) - {"random", "noise_weights", "noise_gradients"}
+    assert summary["softmax_zero_init_accuracy"] > 0.85
+    assert summary["tower_distance_siamese"] == 0 < summary["tower_distance_twins"]
+    assert summary["distinct_from_zeros_nothing"] == 1
+
+
+def test_the_page_says_the_figures(folder, results, summary):
+    page = (folder / "report.html").read_text()
+    found = claims(results)
+    assert f"{len(summary['claims_that_failed'])} of {len(found)} claims did not hold" in page
+    assert all(claim.said in page for claim in found)
+    assert f"a test accuracy of {summary['softmax_zero_init_accuracy']:.3f} from zeros" in page
+    assert page.count("<img ") == 3 == len(re.findall(r"alt=\"[^\"]{30,}\"", page))
+
+
+@pytest.mark.parametrize(("name", "value"), [("networks", 1), ("few", 1), ("steps", 3), ("rows", 5)])
+def test_bad_config(name, value):
+    with pytest.raises(ValueError, match=f"{name}: got {value}"):
+        Config(**{name: value})
