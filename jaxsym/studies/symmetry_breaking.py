@@ -39,13 +39,13 @@ ROWS, FEATURES, NOISE = 200, 8, 0.1  # of the linear regression
 class Config:
     """What can be chosen."""
 
-    networks: int = 32
+    networks: int = 24
     """Perceptrons for each way; each has its own learning rate and strength of what is tried."""
     few: int = 8
     """Networks of the other kinds for each way."""
-    steps: int = 500
+    steps: int = 400
     """Of training."""
-    rows: int = 256
+    rows: int = 128
     """Images, or pairs of images, that the networks see; they are tested on the test images."""
     seed: int = 0
     """Of networks and data."""

@@ -184,11 +184,11 @@ def loss(net: Net) -> Callable[..., Float[Array, ""]]:
     ) -> Float[Array, ""]:
         shift_key, input_key, weight_key, gradient_key, drop_key, row_key = jax.random.split(key, 6)
         x = shifted(rows.inputs, shift_key, augmentation)
-        x = x + noise_inputs * jax.random.normal(input_key, x.shape, x.dtype)
+        x = x + noise_inputs * jax.random.normal(input_key, x.shape, jnp.float32)
         noisy = jax.tree.map(lambda leaf, noise: leaf + noise_weights * noise, params, _noise(weight_key, params))
 
         def drop(values: Array, which: int = 0) -> Array:
-            stays = jax.random.uniform(jax.random.fold_in(drop_key, which), values.shape, values.dtype) >= dropout
+            stays = jax.random.uniform(jax.random.fold_in(drop_key, which), values.shape, jnp.float32) >= dropout
             return jnp.where(stays, values / (1 - dropout), 0)
 
         each = optax.softmax_cross_entropy_with_integer_labels(net.apply(noisy, x, drop), rows.targets)

@@ -13,8 +13,8 @@ from jaxsym.studies.symmetry_breaking_summary import ALL_TIED, claims, ends, mea
 LABELS = {
     "nothing": "nothing (full-batch descent)",
     "random": "random kernels",
-    "weight_decay_l1": "weight decay, L1",
-    "weight_decay_l2": "weight decay, L2",
+    "weight_decay_l1": "weight decay (L1)",
+    "weight_decay_l2": "weight decay (L2)",
     "dropout": "dropout",
     "augmentation": "augmentation (shifts)",
     "minibatch": "minibatches",
@@ -23,7 +23,7 @@ LABELS = {
     "noise_gradients": "noise on gradients",
     "momentum": "momentum",
     "adam": "Adam",
-    "together": "six that keep ties, together",
+    "together": "six others together",
 }
 FLOOR = 1e-17
 
@@ -35,6 +35,10 @@ def page(data: xr.Dataset, summary: Mapping[str, Any]) -> list[Section]:
 
 def _named(ways: list[str]) -> str:
     return listed([LABELS[way] for way in ways]) if ways else "none"
+
+
+def _accuracy(data: xr.Dataset, way: str) -> float:
+    return float(data["accuracy"].isel(start=0).sel(way=way).median())
 
 
 def _ways(data: xr.Dataset) -> Section:
@@ -87,6 +91,13 @@ def _ways(data: xr.Dataset) -> Section:
             f" Units count as equal when exchanging them moves the parameters by less than {float(data.attrs['tolerance']):g} of their norm. All units become distinct with: {_named(apart)}. All stay equal in every network with: {_named(tied)}.{mixed}",
             "What stays tied is what treats exchanged units alike: a step that commutes with the group cannot leave the points that a part of the group fixes. Decay, momentum and Adam act on every entry by the same rule; minibatches, shifts and noise on the inputs change the"
             " data, which all units see. What separates draws something for each unit: its weights, its mask, the noise on its weights or on their gradient.",
+            *(
+                [
+                    f"To be distinct is not to have learned: the median test accuracy after {int(steps[-1])} steps is {listed([f'{_accuracy(data, way):.3f} ({LABELS[way]})' for way in apart])}."
+                ]
+                if apart
+                else []
+            ),
             f"Of all pairs {near:.1%} are between 1e-8 and 0.01 apart, where the verdict would depend on the tolerance.",
         ],
         tables=[
