@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,14 @@ from jaxtyping import Array, Float, Int, PyTree
 from jaxsym import data
 from jaxsym.catalogue import find
 from jaxsym.data import Rows, Split
+
+
+class Parts(NamedTuple):
+    """Training rows, those that something is chosen by, and those that nothing is chosen by."""
+
+    train: Rows
+    validation: Rows
+    test: Rows
 
 
 def load(name: str, seed: int = 0) -> Split:

@@ -15,8 +15,8 @@ import numpy as np
 import xarray as xr
 
 from jaxsym.data import Rows
-from jaxsym.studies.classifying import load
-from jaxsym.studies.dropout_network import AVERAGES, CHAPTER, MEASURES, TOGETHER, Parts, left_on, parts, program
+from jaxsym.studies.classifying import Parts, load
+from jaxsym.studies.dropout_network import AVERAGES, CHAPTER, MEASURES, TOGETHER, left_on, parts, program
 from jaxsym.studies.dropout_page import page
 from jaxsym.studies.dropout_summary import summary
 from jaxsym.studies.study import Clock, Progress, Study, expect, network_keys

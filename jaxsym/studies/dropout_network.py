@@ -5,7 +5,6 @@ after Wan, Zeiler, Zhang, LeCun, Fergus 2013.
 """
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +14,7 @@ from jaxtyping import Array, Float, PyTree
 
 from jaxsym.data import Rows, Split, flattened
 from jaxsym.models import MLP
-from jaxsym.studies.classifying import accuracy, take
+from jaxsym.studies.classifying import Parts, accuracy, take
 from jaxsym.training import make_train, probes
 
 KINDS = ("dropout", "DropConnect", "Gaussian noise")
@@ -29,14 +28,6 @@ MEASURES = {
     for what, unit in (("loss", "nats"), ("error", "percent"))
 }
 MOST_PIXELS = 16  # a side; larger images are averaged over squares of 2 x 2
-
-
-class Parts(NamedTuple):
-    """Training rows, those that a remedy's strength is chosen by, and those that nothing is chosen by."""
-
-    train: Rows
-    validation: Rows
-    test: Rows
 
 
 def parts(split: Split, rows: int) -> Parts:

@@ -8,7 +8,7 @@ import xarray as xr
 
 from jaxsym import plots
 from jaxsym.studies.dropout_summary import around, claims, moved, nats, points
-from jaxsym.studies.study import Picture, Section, Table, listed
+from jaxsym.studies.study import Picture, Section, Table, claims_table, listed
 
 WHAT = {
     "none": "no remedy",
@@ -49,13 +49,7 @@ def _claims(data: xr.Dataset, summary: Mapping[str, Any]) -> Section:
             f"{sum(holds for *_, holds in found)} of {len(found)} claims hold in this run. Numbers in brackets are 95 % t intervals over networks, of paired differences; they know of starts, batches and masks, but of one division of the data only."
             " A claim holds when its whole interval is on its side (adding up: when the interval contains 0). Unless it is said otherwise, dropout has the chapter's rates 0.2 and 0.5, and is off when it is measured.",
         ],
-        tables=[
-            Table(
-                ("claim", "measured", "holds"),
-                [(claim, measured, "yes" if holds else "no") for claim, measured, holds in found],
-                "Errors in percentage points, losses in nats.",
-            )
-        ],
+        tables=[claims_table(found, "Errors in percentage points, losses in nats.")],
     )
 
 

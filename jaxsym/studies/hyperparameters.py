@@ -20,7 +20,7 @@ from scipy import stats
 
 from jaxsym.data import Rows, Split, flattened
 from jaxsym.models.activation import CATALOGUE
-from jaxsym.studies.classifying import accuracy, load, take
+from jaxsym.studies.classifying import Parts, accuracy, load, take
 from jaxsym.studies.hyperparameters_page import CAP, CLEVER, UNLEARNT, claims, page
 from jaxsym.studies.study import Clock, Progress, Study, expect, network_keys, run_counts
 from jaxsym.sweep.search import Point, Searcher, Trial, parse, points
@@ -80,14 +80,6 @@ class Config:
         if self.batch_size > self.rows * 4 // 5:
             msg = f"batch_size: got {self.batch_size}, expected at most {self.rows * 4 // 5}, the training rows of rows = {self.rows}."
             raise ValueError(msg)
-
-
-class Parts(NamedTuple):
-    """Training rows, those that hyperparameters are chosen by, and those that nothing is chosen by."""
-
-    train: Rows
-    validation: Rows
-    test: Rows
 
 
 def parts(split: Split, rows: int) -> Parts:

@@ -7,7 +7,7 @@ import numpy as np
 import xarray as xr
 
 from jaxsym import plots
-from jaxsym.studies.study import Picture, Section, Table, listed
+from jaxsym.studies.study import Picture, Section, Table, claims_table, listed
 
 NAMES = {
     "random": "random",
@@ -96,13 +96,7 @@ def _claims(data: xr.Dataset, summary: Mapping[str, Any]) -> Section:
             f"{sum(holds for *_, holds in found)} of {len(found)} claims hold in this run. Factors are geometric means over pairs that share a network's key, with 95 % t intervals (those of the four comparisons with random"
             " search are wider, so that all four hold together with 95 %); a claim holds when its whole interval is on the right side of 1.",
         ],
-        tables=[
-            Table(
-                ("claim", "measured", "holds"),
-                [(claim, measured, "yes" if holds else "no") for claim, measured, holds in found],
-                "The exercises of the chapter, and what is commonly said of samplers.",
-            )
-        ],
+        tables=[claims_table(found, "The exercises of the chapter, and what is commonly said of samplers.")],
     )
 
 

@@ -8,7 +8,7 @@ import xarray as xr
 
 from jaxsym import plots
 from jaxsym.studies.identities_summary import APART, TOLERANCE, claims, decay, growth, mismatches, predicted
-from jaxsym.studies.study import Picture, Section, Table, listed
+from jaxsym.studies.study import Picture, Section, Table, claims_table, listed
 
 
 def page(data: xr.Dataset, summary: Mapping[str, Any]) -> list[Section]:
@@ -26,11 +26,7 @@ def _claims(data: xr.Dataset, summary: Mapping[str, Any]) -> Section:
             f"Each over {data.sizes['network']} networks (or points and slopes), in float64. The largest error of all is {summary['max_error']:.1e}, of {worst['identity'].values[int(worst.values.argmax())]}; up to {TOLERANCE:g} counts as rounding. {held} of {len(table)} claims hold.",
         ],
         tables=[
-            Table(
-                ("claim", "measured", "holds"),
-                [(claim, measured, "yes" if holds else "no") for claim, measured, holds in table],
-                "Whether each claim holds in this run.",
-            ),
+            claims_table(table, "Whether each claim holds in this run."),
             Table(
                 ("identity", "median error", "largest error"),
                 [

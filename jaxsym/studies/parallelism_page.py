@@ -23,7 +23,7 @@ from jaxsym.studies.parallelism_summary import (
     total_memory,
     ways,
 )
-from jaxsym.studies.study import Picture, Section, Table, listed
+from jaxsym.studies.study import Picture, Section, Table, claims_table, listed
 
 FLOOR = 1e-18  # of what is drawn on a logarithmic axis
 MARKS = {DATA: "o", MODEL: "s", BOTH: "^"}
@@ -55,9 +55,8 @@ def _claims(data: xr.Dataset, summary: Mapping[str, Any]) -> Section:
             f"{held} of {len(found)} claims hold in this run.",
         ],
         tables=[
-            Table(
-                ("claim", "measured", "holds"),
-                [(claim, measured, "yes" if holds else "no") for claim, measured, holds in found],
+            claims_table(
+                found,
                 f"On {int(data['chosen_devices'])} devices, where no other number is said. The cut by columns and rows is that of Shoeybi et al. 2019.",
             )
         ],

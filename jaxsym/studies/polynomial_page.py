@@ -27,7 +27,7 @@ from jaxsym.studies.polynomial_summary import (
     sgd,
     spans,
 )
-from jaxsym.studies.study import Picture, Section, Table, listed
+from jaxsym.studies.study import Picture, Section, Table, claims_table, listed
 
 SHOWN = (1, 2, 3, 4, 5, 10, 20)
 CURVES = (1, 3, 20)
@@ -59,9 +59,8 @@ def _claims(data: xr.Dataset) -> Section:
             f"{held} of {len(found)} claims hold in this run.",
         ],
         tables=[
-            Table(
-                ("claim", "measured", "holds"),
-                [(claim, measured, "yes" if holds else "no") for claim, measured, holds in found],
+            claims_table(
+                found,
                 "The chapter's claims (Zhang, Lipton, Li, Smola, Dive into Deep Learning), and some that it makes without saying so.",
             )
         ],

@@ -24,7 +24,7 @@ from jaxsym.studies.propagation_summary import (
     training,
     violations,
 )
-from jaxsym.studies.study import Picture, Section, Table, listed
+from jaxsym.studies.study import Picture, Section, Table, claims_table, listed
 
 SHOWN = 12
 """Orders of magnitude in the pictures; lines that leave go on."""
@@ -54,13 +54,7 @@ def _claims(data: xr.Dataset) -> Section:
             f" initialisation, in float64; then a short training. {held} of {len(table)} claims hold. Near 1 is within a factor of {10**NEAR:g} from the first layer to the last (about"
             f" {10 ** (NEAR / (data.sizes['layer'] - 1)) - 1:.0%} a layer), vanishing and exploding is a factor of {10**FAR:g}.",
         ],
-        tables=[
-            Table(
-                ("claim", "measured", "holds"),
-                [(claim, measured, "yes" if holds else "no") for claim, measured, holds in table],
-                "Whether each claim holds in this run.",
-            )
-        ],
+        tables=[claims_table(table, "Whether each claim holds in this run.")],
     )
 
 

@@ -27,7 +27,7 @@ from jaxsym.studies.rescue_summary import (
     share,
     ways,
 )
-from jaxsym.studies.study import Picture, Section, Table, listed
+from jaxsym.studies.study import Picture, Section, Table, claims_table, listed
 
 START = "the start"
 TOP = 1e4  # of drawn losses
@@ -53,9 +53,8 @@ def _claims(data: xr.Dataset, summary: Mapping[str, Any]) -> Section:
             f"{held} of {len(found)} claims hold in this run.",
         ],
         tables=[
-            Table(
-                ("claim", "measured", "holds"),
-                [(claim, measured, "yes" if holds else "no") for claim, measured, holds in found],
+            claims_table(
+                found,
                 f"The claims of the exercise (Zhang, Lipton, Li, Smola, Dive into Deep Learning), at a rate of {summary['chosen_rate']:g}.",
             )
         ],

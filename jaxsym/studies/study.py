@@ -87,6 +87,12 @@ class Study:
     page: Callable[[xr.Dataset], Sequence[Section]]
 
 
+def claims_table(found: Sequence[tuple[str, str, bool]], caption: str) -> Table:
+    """What is claimed, what was measured, and whether that bears it out."""
+    rows = [(claim, measured, "yes" if holds else "no") for claim, measured, holds in found]
+    return Table(("claim", "measured", "holds"), rows, caption)
+
+
 def silent(label: str, done: int, total: int) -> None:
     """A progress that shows nothing."""
 

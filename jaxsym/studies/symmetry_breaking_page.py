@@ -7,7 +7,7 @@ import numpy as np
 import xarray as xr
 
 from jaxsym import plots
-from jaxsym.studies.study import Picture, Section, Table, listed
+from jaxsym.studies.study import Picture, Section, Table, claims_table, listed
 from jaxsym.studies.symmetry_breaking_summary import ALL_TIED, claims, ends, mean, separates
 
 LABELS = {
@@ -226,11 +226,5 @@ def _claims(data: xr.Dataset) -> Section:
     return Section(
         "What is said, and what came out",
         [f"{failed} of {len(found)} claims did not hold."],
-        tables=[
-            Table(
-                ("claim", "measured", "holds"),
-                [(claim.said, claim.measured, "yes" if claim.holds else "no") for claim in found],
-                "Claims of exercises and their usual answers.",
-            )
-        ],
+        tables=[claims_table(found, "Claims of exercises and their usual answers.")],
     )

@@ -8,7 +8,7 @@ import xarray as xr
 from matplotlib.axes import Axes
 
 from jaxsym import plots
-from jaxsym.studies.study import Picture, Section, Table, listed
+from jaxsym.studies.study import Picture, Section, Table, claims_table, listed
 from jaxsym.studies.weight_decay_summary import (
     FEW_ROWS,
     at_chosen,
@@ -64,9 +64,8 @@ def _claims(data: xr.Dataset) -> Section:
             f"{held} of {len(found)} claims hold in this run.",
         ],
         tables=[
-            Table(
-                ("claim", "measured", "holds"),
-                [(claim, measured, "yes" if holds else "no") for claim, measured, holds in found],
+            claims_table(
+                found,
                 "The claims of the chapter and its exercises (Zhang, Lipton, Li, Smola, Dive into Deep Learning).",
             )
         ],
