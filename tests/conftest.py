@@ -58,7 +58,6 @@ STUDIES = (
     "propagation",
     "rescue",
     "second_order",
-    "symmetry_breaking",
     "teleportation",
     "weight_decay",
 )  # whose run is long, though small

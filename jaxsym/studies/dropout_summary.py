@@ -8,10 +8,10 @@ import xarray as xr
 from scipy import stats
 
 from jaxsym.studies.dropout_network import AVERAGES, CHAPTER, MEASURES, TOGETHER
-from jaxsym.studies.study import listed, run_counts
+from jaxsym.studies.study import Claim, listed, refuted, run_counts
 
 
-def claims(figures: Mapping[str, Any]) -> list[tuple[str, str, bool]]:
+def claims(figures: Mapping[str, Any]) -> list[Claim]:
     """What the text and its exercises say, what was measured, and whether it holds."""
     swap, longer = ([figures[f"swap_effect{end}"], *figures[f"swap_effect{end}_interval"]] for end in ("", "_longer"))
     interaction, interaction_loss = (
@@ -120,8 +120,7 @@ def summary(data: xr.Dataset) -> dict[str, Any]:
         for disturbed, name in ((False, "off"), (True, "on")):
             own = spread.sel(length="dropout", layer=layer, disturbed=disturbed).values
             figures[f"variance_ratio_{layer}_{name}"] = [float(np.exp(v)) for v in interval(np.log(own / plain))]
-    failed = [claim for claim, _, holds in claims(figures) if not holds]
-    return {**figures, "claims_that_failed": failed, **run_counts(data)}
+    return {**figures, "claims_that_failed": refuted(claims(figures)), **run_counts(data)}
 
 
 def _remedies(data: xr.Dataset, none: Mapping[str, np.ndarray]) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from jaxsym.data import Rows, Split, flattened
 from jaxsym.models.activation import CATALOGUE
 from jaxsym.studies.classifying import Parts, accuracy, load, take
 from jaxsym.studies.hyperparameters_page import CAP, CLEVER, UNLEARNT, claims, page
-from jaxsym.studies.study import Clock, Progress, Study, expect, network_keys, run_counts
+from jaxsym.studies.study import Clock, Progress, Study, expect, network_keys, refuted, run_counts
 from jaxsym.sweep.search import Point, Searcher, Trial, parse, points
 from jaxsym.sweep.space import Axis, Interval
 from jaxsym.training import make_train, probes
@@ -388,8 +388,7 @@ def summary(data: xr.Dataset) -> dict[str, Any]:
         "luck": ratio(together(list(afresh.values())), together(list(best.values()))),
         "friedman_p": float(stats.friedmanchisquare(*(best[way] for way in JOINT)).pvalue),
     }
-    failed = [claim for claim, _, holds in claims(figures) if not holds]
-    return {**figures, "claims_that_failed": failed, **run_counts(data)}
+    return {**figures, "claims_that_failed": refuted(claims(figures)), **run_counts(data)}
 
 
 def _alone_figures(data: xr.Dataset) -> dict[str, Any]:

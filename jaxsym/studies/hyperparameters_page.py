@@ -7,7 +7,7 @@ import numpy as np
 import xarray as xr
 
 from jaxsym import plots
-from jaxsym.studies.study import Picture, Section, Table, claims_table, listed
+from jaxsym.studies.study import Claim, Picture, Section, Table, claims_table, listed
 
 NAMES = {
     "random": "random",
@@ -31,7 +31,7 @@ UNLEARNT = 0.9
 CLEVER = ("quasi_random", "tpe", "cma_es", "evolution")
 
 
-def claims(figures: Mapping[str, Any]) -> list[tuple[str, str, bool]]:
+def claims(figures: Mapping[str, Any]) -> list[Claim]:
     """What the exercises say, what was measured, and whether it holds."""
     widths = figures["units_values"]
     enough, first, last = (figures[f"units_{name}"] for name in ("enough", "first_doubling", "last_doubling"))

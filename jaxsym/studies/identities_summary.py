@@ -6,7 +6,7 @@ import numpy as np
 import xarray as xr
 from scipy import stats
 
-from jaxsym.studies.study import run_counts
+from jaxsym.studies.study import Claim, refuted, run_counts
 
 TOLERANCE = 1e-12
 """Errors up to this are rounding."""
@@ -78,12 +78,12 @@ def between(data: xr.Dataset) -> float:
     return float(((data["prelu_at_zero"] >= low) & (data["prelu_at_zero"] <= high)).mean())
 
 
-def claims(data: xr.Dataset) -> list[tuple[str, str, bool]]:
+def claims(data: xr.Dataset) -> list[Claim]:
     """What the chapter says, or asks, what was measured, and whether that holds here."""
     return [*_relu(data), *_batches(data), *_tanh(data)]
 
 
-def _relu(data: xr.Dataset) -> list[tuple[str, str, bool]]:
+def _relu(data: xr.Dataset) -> list[Claim]:
     prelu, pieces = worst(data, "pReLU"), worst(data, "ReLU")
     finished, beyond, wrong = bool(data["finished"].all()), most_in_one_layer(data), mismatches(data)
     grown = growth(data)
@@ -123,7 +123,7 @@ def _relu(data: xr.Dataset) -> list[tuple[str, str, bool]]:
     ]
 
 
-def _batches(data: xr.Dataset) -> list[tuple[str, str, bool]]:
+def _batches(data: xr.Dataset) -> list[Claim]:
     own = worst(data, "elementwise")
     other = float(data["elementwise_other_row"].max())
     slope = decay(data)
@@ -147,7 +147,7 @@ def _batches(data: xr.Dataset) -> list[tuple[str, str, bool]]:
     ]
 
 
-def _tanh(data: xr.Dataset) -> list[tuple[str, str, bool]]:
+def _tanh(data: xr.Dataset) -> list[Claim]:
     scalar, maps = worst(data, "tanh(x)", "its"), worst(data, "tanh net", "and back")
     carried = worst(data, "group", "on one")
     orders = data["order"]
@@ -199,6 +199,6 @@ def summary(data: xr.Dataset) -> dict[str, Any]:
         "apart_rate_a_leaf": apart(data, "sigmoid, a rate a leaf"),
         "apart_metric": float(data["apart"].sel(way="sigmoid, the metric").max()),
         "training_losses": [float(value) for value in data["training_loss"].isel(record=-1).median("network").values],
-        "claims_that_failed": [claim for claim, _, holds in claims(data) if not holds],
+        "claims_that_failed": refuted(claims(data)),
         **run_counts(data),
     }

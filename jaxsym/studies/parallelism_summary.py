@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from jaxsym.studies.study import run_counts
+from jaxsym.studies.study import Claim, refuted, run_counts
 
 MEMORY = ("argument", "output", "temporary")
 DATA, MODEL, BOTH, ALONE = "data-parallel", "model-parallel", "both", "one device"
@@ -62,7 +62,7 @@ def error(data: xr.Dataset, way: str, precision: str = "float64") -> float:
     return float(data["error"].sel(precision=precision).isel(layout=np.flatnonzero(data["way"].values == way)).max())
 
 
-def claims(data: xr.Dataset) -> list[tuple[str, str, bool]]:
+def claims(data: xr.Dataset) -> list[Claim]:
     """What is said of both ways, what was measured, and whether it holds."""
     devices = int(data["chosen_devices"])
     exact = data.sel(precision="float64")
@@ -147,6 +147,6 @@ def summary(data: xr.Dataset) -> dict[str, Any]:
         "unsummed_error": float(data["unsummed_error"]),
         "devices": int(data["chosen_devices"]),
         "platform": str(data["platform"].values),
-        "claims_that_failed": [claim for claim, _, holds in claims(data) if not holds],
+        "claims_that_failed": refuted(claims(data)),
         **run_counts(data),
     }

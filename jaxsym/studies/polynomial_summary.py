@@ -9,7 +9,7 @@ from jaxtyping import Float
 from scipy import stats
 
 from jaxsym.studies.polynomial_exact import population_loss
-from jaxsym.studies.study import listed, run_counts
+from jaxsym.studies.study import Claim, listed, refuted, run_counts
 
 SCALED, PLAIN = "x^i / i!", "x^i"
 CHAPTER_ROWS = 100
@@ -98,7 +98,7 @@ def peaks(data: xr.Dataset) -> dict[tuple[str, int], tuple[int, float, bool]]:
     return found
 
 
-def claims(data: xr.Dataset) -> list[tuple[str, str, bool]]:
+def claims(data: xr.Dataset) -> list[Claim]:
     """What the exercise says, what was measured, and whether it holds."""
     floor = float(data["noise_floor"])
     degrees = [int(d) for d in data["degree"].values]
@@ -226,6 +226,6 @@ def summary(data: xr.Dataset) -> dict[str, Any]:
         "double_descent_rows": [int(n) for n in data["few"].values],
         "double_descent_peak_degree": [peaks(data)[SCALED, int(n)][0] for n in data["few"].values],
         "double_descent_peak_degree_hermite": [peaks(data)["Hermite", int(n)][0] for n in data["few"].values],
-        "claims_that_failed": [claim for claim, _, holds in claims(data) if not holds],
+        "claims_that_failed": refuted(claims(data)),
         **run_counts(data),
     }

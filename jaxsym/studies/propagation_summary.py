@@ -6,7 +6,7 @@ import numpy as np
 import xarray as xr
 from scipy import stats
 
-from jaxsym.studies.study import listed, run_counts
+from jaxsym.studies.study import Claim, listed, refuted, run_counts
 
 TOLERANCE = 1e-10
 """A singular value beyond its bound by more than this share of it is a violation; less is rounding."""
@@ -143,14 +143,14 @@ def near(values: xr.DataArray) -> xr.DataArray:
     return abs(values) <= NEAR
 
 
-def claims(data: xr.Dataset) -> list[tuple[str, str, bool]]:
+def claims(data: xr.Dataset) -> list[Claim]:
     """What the chapter says, what was measured, and whether that holds here."""
     signals = change(data), ratio(data)
     depth = int(data["depth"][-1])
     return [*_bounds(data, depth), *_sigmoid(data, depth), *_kept(*signals), *_helped(*signals), *_learned(data)]  # fmt: skip
 
 
-def _bounds(data: xr.Dataset, depth: int) -> list[tuple[str, str, bool]]:
+def _bounds(data: xr.Dataset, depth: int) -> list[Claim]:
     linear = middle(data["largest"]).sel(architecture="plain", activation="identity").isel(depth=-1)
     small, large = (float(linear.sel(initializer=name)) for name in ("normal 0.01", "normal 1"))
     found, shares = violations(data), inner(data)
@@ -177,7 +177,7 @@ def _bounds(data: xr.Dataset, depth: int) -> list[tuple[str, str, bool]]:
     ]
 
 
-def _sigmoid(data: xr.Dataset, depth: int) -> list[tuple[str, str, bool]]:
+def _sigmoid(data: xr.Dataset, depth: int) -> list[Claim]:
     own = data.sel(architecture="plain", activation="sigmoid")
     ratios = middle(ratio(data)).sel(architecture="plain", activation="sigmoid")
     slopes = own["slope"].mean("layer").median("network")
@@ -199,7 +199,7 @@ def _sigmoid(data: xr.Dataset, depth: int) -> list[tuple[str, str, bool]]:
     ]
 
 
-def _kept(changes: xr.DataArray, ratios: xr.DataArray) -> list[tuple[str, str, bool]]:
+def _kept(changes: xr.DataArray, ratios: xr.DataArray) -> list[Claim]:
     found = []
     for start, activation, kind in (
         ("xavier", "identity", "linear"),
@@ -227,7 +227,7 @@ def _kept(changes: xr.DataArray, ratios: xr.DataArray) -> list[tuple[str, str, b
     return found
 
 
-def _helped(changes: xr.DataArray, ratios: xr.DataArray) -> list[tuple[str, str, bool]]:
+def _helped(changes: xr.DataArray, ratios: xr.DataArray) -> list[Claim]:
     variance, gradient = middle(changes), middle(ratios)
     cells = variance.sel(architecture="plain").size
     both = (near(variance) & near(gradient)).sum(("activation", "initializer"))
@@ -258,19 +258,19 @@ def _helped(changes: xr.DataArray, ratios: xr.DataArray) -> list[tuple[str, str,
     ]
 
 
-def _learned(data: xr.Dataset) -> list[tuple[str, str, bool]]:
+def _learned(data: xr.Dataset) -> list[Claim]:
     found = []
     middling = training(data).accuracy.median("trained")
     for activation in data["trained_activation"].values:
         own = middling.sel(architecture="plain", trained_activation=activation)
         winner = best(data, str(activation)).name
         at = float(own.sel(initializer=winner))
-        failed = [str(name) for name in own["initializer"].values if float(own.sel(initializer=name)) <= LEARNED]
+        not_learned = [str(name) for name in own["initializer"].values if float(own.sel(initializer=name)) <= LEARNED]
         found.append(
             (
                 f"The initialiser that keeps both near 1 trains a deep {activation} network where others fail.",
-                f"{winner}: accuracy {at:.2f}, the best is {float(own.max()):.2f}; not learned from {listed(failed) if failed else 'none'}",
-                at > LEARNED and at >= float(own.max()) - APART and bool(failed) and winner not in failed,
+                f"{winner}: accuracy {at:.2f}, the best is {float(own.max()):.2f}; not learned from {listed(not_learned) if not_learned else 'none'}",
+                at > LEARNED and at >= float(own.max()) - APART and bool(not_learned) and winner not in not_learned,
             )
         )
     for architecture, what in (("residual", "Residual connections help"), ("batch norm", "Batch normalisation helps")):
@@ -317,5 +317,4 @@ def summary(data: xr.Dataset) -> dict[str, Any]:
             own = middling.sel(trained_activation=activation, architecture=architecture)
             name = f"accuracy_{activation}_{architecture}".replace(" ", "_")
             figures[name] = [float(value) for value in own.values]
-    failed = [claim for claim, _, holds in claims(data) if not holds]
-    return figures | {"claims_that_failed": failed} | run_counts(data)
+    return figures | {"claims_that_failed": refuted(claims(data))} | run_counts(data)

@@ -7,7 +7,7 @@ import xarray as xr
 from jaxtyping import Bool
 from scipy import stats
 
-from jaxsym.studies.study import run_counts
+from jaxsym.studies.study import Claim, refuted, run_counts
 
 REMEDIES = ("unchanged", "clipping", "lower rate", "warm-up", "Adam")
 KINDS = ("from the first step", "midway")
@@ -95,7 +95,7 @@ def largest_rate(data: xr.Dataset, remedy: str) -> float:
     return float(data["rate"].values[ok].max()) if ok.any() else float("nan")
 
 
-def claims(data: xr.Dataset) -> list[tuple[str, str, bool]]:
+def claims(data: xr.Dataset) -> list[Claim]:
     """What the exercise says, what was measured, and whether it holds."""
     found, rate = ways(data), float(data["chosen_rate"])
     all_runs = share(diverged(data))
@@ -169,6 +169,6 @@ def summary(data: xr.Dataset) -> dict[str, Any]:
         **{f"largest_rate_{key}": largest_rate(data, way) for way, key in names.items()},
         "restored_bit_equal": bool(data["restored_equal"].all()),
         "checkpoints_restored": int(data["restored_equal"].size),
-        "claims_that_failed": [claim for claim, _, holds in claims(data) if not holds],
+        "claims_that_failed": refuted(claims(data)),
         **run_counts(data),
     }

@@ -20,6 +20,9 @@ T = TypeVar("T")
 Progress = Callable[[str, int, int], None]
 """Told what is under way, the net-steps done so far, and all net-steps there will be."""
 
+Claim = tuple[str, str, bool]
+"""What is said, what was measured, and whether that bears it out."""
+
 COUNTS = ("networks", "net_steps", "compile_seconds", "run_seconds")
 """What the dataset of a study says of its run, beside its results."""
 
@@ -87,10 +90,15 @@ class Study:
     page: Callable[[xr.Dataset], Sequence[Section]]
 
 
-def claims_table(found: Sequence[tuple[str, str, bool]], caption: str) -> Table:
+def claims_table(found: Sequence[Claim], caption: str) -> Table:
     """What is claimed, what was measured, and whether that bears it out."""
     rows = [(claim, measured, "yes" if holds else "no") for claim, measured, holds in found]
     return Table(("claim", "measured", "holds"), rows, caption)
+
+
+def refuted(found: Sequence[Claim]) -> list[str]:
+    """The claims that what was measured does not bear out."""
+    return [claim for claim, _, holds in found if not holds]
 
 
 def silent(label: str, done: int, total: int) -> None:

@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, PyTree
 from jaxsym.data import Rows, Split, digits
 from jaxsym.studies import symmetry_breaking_networks as networks
 from jaxsym.studies.classifying import accuracy, cross_entropy, take
-from jaxsym.studies.study import Clock, Progress, Study, expect, network_keys
+from jaxsym.studies.study import Clock, Progress, Study, chosen, expect, network_keys
 from jaxsym.studies.symmetry_breaking_networks import NETS, PAIRED, PLACES, TIED_UNITS, UNITS, WAYS
 from jaxsym.studies.symmetry_breaking_page import page
 from jaxsym.studies.symmetry_breaking_summary import summary
@@ -47,24 +47,30 @@ class Config:
     """Of training."""
     rows: int = 128
     """Images, or pairs of images, that the networks see; they are tested on the test images."""
+    kinds: str = ",".join(NETS)
+    """Networks, with commas between; ``mlp`` must be among them."""
     seed: int = 0
     """Of networks and data."""
 
     def __post_init__(self) -> None:
-        """Refuse numbers that make no ensemble."""
+        """Refuse numbers that make no ensemble, and kinds that there are not."""
         expect(self, networks=2, few=2, steps=RECORDS, rows=networks.MINIBATCH)
+        if "mlp" not in chosen(self.kinds, NETS, "kind of network"):
+            msg = f"kinds: got {self.kinds!r}, expected mlp among them: the headline figures are its."
+            raise ValueError(msg)
 
 
 def run(config: Config, progress: Progress) -> xr.Dataset:
     """Train every network from equal units in every way; then regressions."""
-    of = {name: config.networks * len(CONSTANTS) if name == "mlp" else config.few for name in NETS}
+    kinds = chosen(config.kinds, NETS, "kind of network")
+    of = {name: config.networks * len(CONSTANTS) if name == "mlp" else config.few for name in kinds}
     regressions = 2 * len(STARTS) * config.networks
     clock = Clock(progress, (sum(of.values()) * len(WAYS) + regressions) * config.steps)
     keys = network_keys(config.seed, max(config.networks, config.few))
     with jax.enable_x64(True), jax.default_matmul_precision("highest"):
         split = jax.tree.map(_double, digits(config.seed)._replace(features=(), classes=()))
-        found = {name: _trained(clock, config, name, split, keys) for name in NETS}
-        places = {name: _places(name, split.test.inputs) for name in PLACES}
+        found = {name: _trained(clock, config, name, split, keys) for name in kinds}
+        places = {name: _places(name, split.test.inputs) for name in PLACES if name in kinds}
         regressed = {
             task: _regressed(clock, task, fn, config, keys)
             for task, fn in (("softmax", _softmax(split, config.steps)), ("linear", _linear(config.steps)))
@@ -82,8 +88,8 @@ def problem(name: str, rows: Rows, num: int, key: Array) -> Rows:
         return take(rows, num)
     pairs = jax.random.randint(key, (40 * num, 2), 0, len(rows.targets))
     same = np.asarray(rows.targets[pairs[:, 0]] == rows.targets[pairs[:, 1]])
-    chosen = np.sort(np.concatenate([np.flatnonzero(same)[: num // 2], np.flatnonzero(~same)[: num - num // 2]]))
-    return Rows(rows.inputs[pairs[chosen]], jnp.asarray(same[chosen], jnp.int32))
+    shown = np.sort(np.concatenate([np.flatnonzero(same)[: num // 2], np.flatnonzero(~same)[: num - num // 2]]))
+    return Rows(rows.inputs[pairs[shown]], jnp.asarray(same[shown], jnp.int32))
 
 
 def _trained(clock: Clock, config: Config, name: str, split: Split, keys: Array) -> dict[str, np.ndarray]:
@@ -114,7 +120,7 @@ def training(name: str, train_rows: Rows, test_rows: Rows, steps: int) -> Callab
     """One network from equal units: how many it has along the way, and how well it ends."""
     net, size = NETS[name], TIED_UNITS.get(name, UNITS)
     init = networks.start(net, train_rows.inputs[:1])
-    params = init(jax.random.key(0), random=1.0, constant=0.0)
+    params = jax.jit(init)(jax.random.key(0), random=1.0, constant=0.0)
     moved = networks.transpositions(discover(net.apply, params, train_rows.inputs[:2]), params, size)
     train = make_train(
         init,
@@ -151,8 +157,8 @@ def training(name: str, train_rows: Rows, test_rows: Rows, steps: int) -> Callab
 def _places(name: str, images: Float[Array, "N 8 8"]) -> dict[str, np.ndarray]:
     """At the start, for every image: how many places' activations differ, and how many units' do."""
     net = NETS[name]
-    params = networks.start(net, images[:1])(jax.random.key(0), random=0.0, constant=CONSTANTS[0])
-    _, seen = net.apply(params, images, capture_intermediates=True)
+    params = jax.jit(networks.start(net, images[:1]))(jax.random.key(0), random=0.0, constant=CONSTANTS[0])
+    _, seen = jax.jit(lambda x: net.apply(params, x, capture_intermediates=True))(images)
     values = np.asarray(seen["intermediates"][PLACES[name][0]]["__call__"][0]).reshape(len(images), -1, UNITS)
 
     def count(rows: np.ndarray) -> int:
@@ -261,22 +267,6 @@ def _dataset(
             "the largest relative distance of two of their units",
         ),
         "units": (("architecture",), [TIED_UNITS.get(name, UNITS) for name in kinds], "units that may be tied"),
-        "towers": (
-            ("pair_of_towers", "way", "few"),
-            np.stack([found[name]["towers"][0] for name in PAIRED]),
-            "relative distance of both towers' kernels at the end",
-        ),
-        "place_distinct": (
-            ("shared", "image"),
-            np.stack([each["places"] for each in places.values()]),
-            "positions or time steps with different activations at the start",
-        ),
-        "place_units": (
-            ("shared", "image"),
-            np.stack([each["units"] for each in places.values()]),
-            "units with different activations at the start",
-        ),
-        "places": (("shared",), [int(each["of"]) for each in places.values()], "positions or time steps"),
         "softmax_accuracy": (("regression_start", "network"), regressions["softmax"], "of softmax regression, test"),
         "linear_error": (
             ("regression_start", "network"),
@@ -284,12 +274,25 @@ def _dataset(
             "squared distance of a linear regression's weights from the true ones, over theirs",
         ),
     }
+    if pairs := [name for name in PAIRED if name in found]:
+        variables["towers"] = (
+            ("pair_of_towers", "way", "few"),
+            np.stack([found[name]["towers"][0] for name in pairs]),
+            "relative distance of both towers' kernels at the end",
+        )
+    if places:
+        for key, name, text in (
+            ("places", "place_distinct", "positions or time steps with different activations at the start"),
+            ("units", "place_units", "units with different activations at the start"),
+        ):
+            variables[name] = ("shared", "image"), np.stack([each[key] for each in places.values()]), text
+        variables["places"] = ("shared",), [int(each["of"]) for each in places.values()], "positions or time steps"
     coords = {
         "start": list(CONSTANTS),
         "way": list(WAYS),
         "architecture": kinds,
-        "pair_of_towers": list(PAIRED),
-        "shared": list(PLACES),
+        "pair_of_towers": pairs,
+        "shared": list(places),
         "record": mlp["step"][0, 0, 0],
         "regression_start": list(STARTS),
     }
@@ -300,7 +303,7 @@ def _dataset(
 STUDY = Study(
     title="what separates units that start equal, and what does not, in seven kinds of networks",
     config=Config(),
-    quick=Config(networks=4, few=2, steps=100, rows=64),
+    quick=Config(networks=4, few=2, steps=100, rows=64, kinds="mlp,cnn,lstm,attention,twins"),
     run=run,
     summary=summary,
     page=lambda data: page(data, summary(data)),

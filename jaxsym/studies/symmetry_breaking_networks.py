@@ -1,6 +1,5 @@
 """The networks of the study ``symmetry_breaking``, the ways that may separate their units, and how tied units are."""
 
-import itertools
 from collections.abc import Callable, Mapping
 
 import flax.linen as nn
@@ -222,12 +221,10 @@ def shifted(images: Float[Array, "N ..."], key: Array, augmentation: Array) -> F
 
 
 def _noise(key: Array, params: PyTree) -> PyTree:
-    leaves, structure = jax.tree.flatten(params)
-    keys = jax.random.split(key, len(leaves))
-    return jax.tree.unflatten(
-        structure,
-        [jax.random.normal(k, leaf.shape, leaf.dtype) for k, leaf in zip(keys, leaves, strict=True)],
-    )
+    flat, restore = ravel_pytree(params)
+    return restore(
+        jax.random.normal(key, flat.shape, flat.dtype)
+    )  # drawn at once: a draw for each leaf takes long to compile
 
 
 def transpositions(sym: Symmetry, params: PyTree, size: int) -> Int[np.ndarray, "pairs P"]:
@@ -244,13 +241,17 @@ def transpositions(sym: Symmetry, params: PyTree, size: int) -> Int[np.ndarray, 
         raise ValueError(msg)
     flat, restore = ravel_pytree(params)
     places = restore(jnp.arange(flat.size, dtype=flat.dtype))
-    moved = []
-    for i, j in itertools.combinations(range(size), 2):
-        order = np.arange(size)
-        order[[i, j]] = j, i
-        element = tuple(jnp.asarray(order) if n == found[0] else part for n, part in enumerate(sym.identity()))
-        moved.append(np.asarray(ravel_pytree(sym.act(element, places))[0]).astype(int))
-    return np.stack(moved)
+
+    @jax.jit
+    @jax.vmap
+    def exchanged(order: Int[Array, " size"]) -> Float[Array, " P"]:
+        element = tuple(order if n == found[0] else part for n, part in enumerate(sym.identity()))
+        return ravel_pytree(sym.act(element, places))[0]
+
+    one, other = np.triu_indices(size, 1)
+    orders, rows = np.tile(np.arange(size), (len(one), 1)), np.arange(len(one))
+    orders[rows, one], orders[rows, other] = other, one
+    return np.asarray(exchanged(orders)).astype(int)
 
 
 def apart(params: PyTree, moved: Int[np.ndarray, "pairs P"]) -> Float[Array, " pairs"]:

@@ -7,8 +7,8 @@ import numpy as np
 import xarray as xr
 
 from jaxsym import plots
-from jaxsym.studies.study import Picture, Section, Table, claims_table, listed
-from jaxsym.studies.symmetry_breaking_summary import ALL_TIED, claims, ends, mean, separates
+from jaxsym.studies.study import Picture, Section, Table, claims_table, listed, refuted
+from jaxsym.studies.symmetry_breaking_summary import ALL_TIED, claims, ends, mean, places, separates
 
 LABELS = {
     "nothing": "nothing (full-batch descent)",
@@ -25,12 +25,21 @@ LABELS = {
     "adam": "Adam",
     "together": "six others together",
 }
+KINDS = {
+    "cnn": "the channels of a convolution",
+    "rnn": "the units of a simple recurrent cell",
+    "lstm": "the units of an LSTM",
+    "attention": "whole attention heads",
+    "siamese": "the units of a network that compares two images",
+    "twins": "those of two networks that start equal and see one image each",
+}
 FLOOR = 1e-17
 
 
 def page(data: xr.Dataset, summary: Mapping[str, Any]) -> list[Section]:
     """The sections, in the order in which one reads them."""
-    return [_ways(data), _zeros(data, summary), _kinds(data, summary), _regression(data, summary), _claims(data)]
+    kinds = [_kinds(data, summary)] if data.sizes["architecture"] > 1 else []
+    return [_ways(data), _zeros(data, summary), *kinds, _regression(data, summary), _claims(data)]
 
 
 def _named(ways: list[str]) -> str:
@@ -77,6 +86,8 @@ def _ways(data: xr.Dataset) -> Section:
                 f"{float(own['accuracy'].median()):.3f}",
             )
         )
+    losses = {way: float(data["loss"].isel(start=0).sel(way=way).median()) for way in tied}
+    best = min(losses, key=lambda way: losses[way], default="nothing")
     mixed = (
         f" In between, with some units equal and some not: {_named(between)}."
         if between
@@ -93,7 +104,14 @@ def _ways(data: xr.Dataset) -> Section:
             " data, which all units see. What separates draws something for each unit: its weights, its mask, the noise on its weights or on their gradient.",
             *(
                 [
-                    f"To be distinct is not to have learned: the median test accuracy after {int(steps[-1])} steps is {listed([f'{_accuracy(data, way):.3f} ({LABELS[way]})' for way in apart])}."
+                    *(
+                        [
+                            f"To be tied is not to stand still: as one unit eight can still train, best with {LABELS[best]}, to a median training loss of {losses[best]:.2f} ({np.log(10):.2f} is guessing)."
+                        ]
+                        if tied
+                        else []
+                    ),
+                    f"To be distinct is not to have learned: the median test accuracy after {int(steps[-1])} steps is {listed([f'{_accuracy(data, way):.3f} ({LABELS[way]})' for way in apart])}.",
                 ]
                 if apart
                 else []
@@ -170,24 +188,33 @@ def _kinds(data: xr.Dataset, summary: Mapping[str, Any]) -> Section:
     agreement = (f" The same ways separate all units as in the perceptron for {listed(same)}." if same else "") + (
         f" Otherwise: {'; '.join(others)}." if others else ""
     )
-    places = [
-        f"{kind}: {float(data['place_distinct'].sel(shared=kind).mean()):.1f} of {int(data['places'].sel(shared=kind))} {name} differ in their activations, {float(data['place_units'].sel(shared=kind).mean()):.1f} of {int(data['units'].sel(architecture=kind))} units"
-        for kind, name in (("cnn", "positions"), ("rnn", "time steps"), ("lstm", "time steps"))
+    shared = [str(kind) for kind in data["shared"].values]
+    towers = [
+        f"Twins that share their weights are one network: {summary['tower_distance_siamese']:g} apart, whatever the way."
+        if kind == "siamese"
+        else f"Twins with weights of their own, equal at the start, see different images and part by {summary['tower_distance_twins']:.2g} of their norm with nothing but descent, while the units within each stay tied."
+        for kind in map(str, data["pair_of_towers"].values)
     ]
     return Section(
         "Channels, states, heads and twins",
         [
-            f"The same from equal kernels for the channels of a convolution, the units of a simple recurrent cell and of an LSTM, whole attention heads, and the units of two networks that compare two images, with one set of weights (siamese) or two (twins). {data.sizes['few']} networks a cell."
+            f"The same from equal kernels for {listed([KINDS[kind] for kind in kinds if kind in KINDS])}. {data.sizes['few']} networks a cell."
             + agreement,
-            f"What is tied are channels and hidden units; positions and time steps share weights by design and differ by what they see. At the start: {'; '.join(places)} (means over the test images; equal patches of an image count as one).",
-            f"Twins that share their weights are one network: {summary['tower_distance_siamese']:g} apart, whatever the way. With weights of their own, equal at the start, they see different images and part by {summary['tower_distance_twins']:.2g} of their norm with nothing but descent, while the units within each stay tied.",
+            *(
+                [
+                    f"What is tied are channels and hidden units; positions and time steps share weights by design and differ by what they see. At the start: {'; '.join(f'{kind}: {places(data, kind)}' for kind in shared)} (means over the test images; equal patches of an image count as one)."
+                ]
+                if shared
+                else []
+            ),
+            *([" ".join(towers)] if towers else []),
         ],
         pictures=[
             Picture(
                 "kinds",
                 figure,
                 "Distinct units at the end, mean over networks; in brackets how many there are.",
-                "Heat map of the distinct units at the end for seven kinds of networks and thirteen ways of training from equal kernels.",
+                f"Heat map of the distinct units at the end for {len(kinds)} kinds of networks and {len(ways)} ways of training from equal kernels.",
             )
         ],
     )
@@ -222,9 +249,8 @@ def _regression(data: xr.Dataset, summary: Mapping[str, Any]) -> Section:
 
 def _claims(data: xr.Dataset) -> Section:
     found = claims(data)
-    failed = sum(not claim.holds for claim in found)
     return Section(
         "What is said, and what came out",
-        [f"{failed} of {len(found)} claims did not hold."],
+        [f"{len(refuted(found))} of {len(found)} claims did not hold."],
         tables=[claims_table(found, "Claims of exercises and their usual answers.")],
     )

@@ -1,23 +1,16 @@
 """The headline figures of the study ``symmetry_breaking``, and what of the text they bear out."""
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import xarray as xr
 
-from jaxsym.studies.study import listed, run_counts
+from jaxsym.studies.study import Claim, listed, refuted, run_counts
+from jaxsym.studies.symmetry_breaking_networks import PLACES
 
 SEPARATED = 0.95
 """Of the units that there are, at least so many must be distinct in the mean for a way to count as separating them."""
 ALL_TIED = 1.0
 STILL = 0.0
-
-
-class Claim(NamedTuple):
-    """What is said, what was measured, and whether that bears it out."""
-
-    said: str
-    measured: str
-    holds: bool
 
 
 def ends(data: xr.Dataset) -> xr.DataArray:
@@ -33,6 +26,15 @@ def mean(data: xr.Dataset, way: str, start: int = 0) -> float:
 def separates(data: xr.Dataset, way: str) -> bool:
     """Whether a way leaves perceptrons with as many distinct units as they have, or nearly."""
     return mean(data, way) >= SEPARATED * int(data["units"].sel(architecture="mlp"))
+
+
+def places(data: xr.Dataset, kind: str) -> str:
+    """How many of the places that share a layer's weights have different activations, and how many of its units."""
+    own = data.sel(shared=kind)
+    return (
+        f"{float(own['place_distinct'].mean()):.1f} of {int(own['places'])} {PLACES[kind][1]} differ in their activations,"
+        f" {float(own['place_units'].mean()):.1f} of {int(data['units'].sel(architecture=kind))} units"
+    )
 
 
 def summary(data: xr.Dataset) -> dict[str, Any]:
@@ -66,9 +68,12 @@ def summary(data: xr.Dataset) -> dict[str, Any]:
             f"linear_{name}_error": float(data["linear_error"].sel(regression_start=start).mean())
             for start, name in zip(starts, ("zero_init", "constant_init", "random_init"), strict=True)
         },
-        "tower_distance_siamese": float(data["towers"].sel(pair_of_towers="siamese").max()),
-        "tower_distance_twins": float(data["towers"].sel(pair_of_towers="twins", way="nothing").mean()),
-        "claims_that_failed": [claim.said for claim in claims(data) if not claim.holds],
+        **{
+            f"tower_distance_{kind}": float(own.max() if kind == "siamese" else own.sel(way="nothing").mean())
+            for kind in map(str, data["pair_of_towers"].values)
+            for own in [data["towers"].sel(pair_of_towers=kind)]
+        },
+        "claims_that_failed": refuted(claims(data)),
         **run_counts(data),
     }
 
@@ -90,37 +95,38 @@ def claims(data: xr.Dataset) -> list[Claim]:
     accuracies = data["softmax_accuracy"].mean("network")
     errors = data["linear_error"].mean("network")
     learned = accuracies.min() > 2 * float(data.attrs["chance"])
-    tied_kinds = [
-        str(kind) for kind in data["shared"].values if int(data["place_distinct"].sel(shared=kind).max()) == 1
-    ]
     moves = float(data["largest_kernel"].isel(start=1).sel(way="nothing").max())
     return [
-        *(Claim(text, units(way), mean(data, way) > ALL_TIED) for way, text in helps.items()),
-        Claim(
+        *((text, units(way), mean(data, way) > ALL_TIED) for way, text in helps.items()),
+        (
             "softmax regression does not learn from equal weights",
             f"test accuracy {float(accuracies[0]):.3f} from zeros, {float(accuracies[1]):.3f} from 0.1, {float(accuracies[2]):.3f} from random weights",
             not bool(learned),
         ),
-        Claim(
+        (
             "linear regression does not learn from equal weights",
             f"squared distance from the true weights, over theirs: {float(errors[0]):.1e} from zeros, {float(errors[1]):.1e} from 0.1, {float(errors[2]):.1e} from random weights",
             bool(errors[:2].max() > LEARNED),
         ),
-        Claim(
+        (
             "from zero weights no kernel of a perceptron ever moves",
             f"largest entry of a kernel at the end: {moves:.1e}",
             moves == STILL,
         ),
-        Claim(
+        *_places(data),
+    ]
+
+
+def _places(data: xr.Dataset) -> list[Claim]:
+    kinds = [str(kind) for kind in data["shared"].values]
+    if not kinds:
+        return []
+    return [
+        (
             "in a convolutional network it is positions, and in a recurrent one time steps, that must be made different",
-            listed(
-                [
-                    f"{kind}: {float(data['place_distinct'].sel(shared=kind).mean()):.1f} of {int(data['places'].sel(shared=kind))} places differ at the start, {float(data['place_units'].sel(shared=kind).mean()):.1f} of {size} units"
-                    for kind in map(str, data["shared"].values)
-                ]
-            ),
-            bool(tied_kinds),
-        ),
+            listed([f"{kind}: {places(data, kind)} at the start" for kind in kinds]),
+            any(int(data["place_distinct"].sel(shared=kind).max()) == 1 for kind in kinds),
+        )
     ]
 
 

@@ -7,7 +7,7 @@ import xarray as xr
 from jaxtyping import Float
 from scipy import stats
 
-from jaxsym.studies.study import listed, run_counts
+from jaxsym.studies.study import Claim, listed, refuted, run_counts
 
 FEW_ROWS = 20
 NEAR, OFTEN = 0.1, 0.9
@@ -73,10 +73,10 @@ def rises(data: xr.Dataset) -> xr.DataArray:
     return data["train_error"].diff("strength") >= 0
 
 
-def claims(data: xr.Dataset) -> list[tuple[str, str, bool]]:
+def claims(data: xr.Dataset) -> list[Claim]:
     """What the exercise says, what was measured, and whether it holds."""
     penalties = [str(name) for name in data["penalty"].values]
-    found: list[tuple[str, str, bool]] = []
+    found: list[Claim] = []
     for penalty in ("L2", "L1"):
         saved = gap(data, None) - gap(data, penalty)
         lower = without(data, "test_error") - at_chosen(data, "test_error", penalty)
@@ -169,6 +169,6 @@ def summary(data: xr.Dataset) -> dict[str, Any]:
         "residual_median": float(data["residual"].median()),
         "ridge_error_max": float(data["ridge_error"].isel(strength=slice(1, None)).max()),
         "trace_error_max": float(data["trace_error"].max()),
-        "claims_that_failed": [claim for claim, _, holds in claims(data) if not holds],
+        "claims_that_failed": refuted(claims(data)),
         **run_counts(data),
     }
