@@ -44,7 +44,6 @@ def root():
 STUDIES = (
     "conservation",
     "conservation_laws",
-    "dropout",
     "equivalent_minima",
     "equivariant_layers",
     "flat_minima",
@@ -53,13 +52,9 @@ STUDIES = (
     "identities",
     "implicit_bias",
     "invariant_optimizers",
-    "parallelism",
-    "polynomial",
     "propagation",
-    "rescue",
     "second_order",
     "teleportation",
-    "weight_decay",
 )  # whose run is long, though small
 
 
