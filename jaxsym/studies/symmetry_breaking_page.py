@@ -230,6 +230,7 @@ def _regression(data: xr.Dataset, summary: Mapping[str, Any]) -> Section:
         plots.distributions(ax, {text: data[key].sel(regression_start=start).values for start, text in names.items()})
         ax.set(xlabel=label)
     plots.logarithmic(axes[1], "x")
+    axes[1].tick_params(axis="x", which="both", rotation=35)
     return Section(
         "One layer needs no symmetry broken",
         [
