@@ -46,8 +46,25 @@ def _named(ways: list[str]) -> str:
     return listed([LABELS[way] for way in ways]) if ways else "none"
 
 
-def _accuracy(data: xr.Dataset, way: str) -> float:
-    return float(data["accuracy"].isel(start=0).sel(way=way).median())
+def _median(data: xr.Dataset, name: str, way: str) -> float:
+    return float(data[name].isel(start=0).sel(way=way).median())
+
+
+def _learned(data: xr.Dataset, apart: list[str], tied: list[str]) -> list[str]:
+    """What units learn while they are tied, and how little it says that they are distinct."""
+    said = []
+    if tied:
+        losses = {way: _median(data, "loss", way) for way in tied}
+        best = min(losses, key=losses.__getitem__)
+        said.append(
+            f"To be tied is not to stand still: as one unit eight can still train, best with {LABELS[best]}, to a median training loss of {losses[best]:.2f} ({np.log(10):.2f} is guessing)."
+        )
+    if apart:
+        accuracies = listed([f"{_median(data, 'accuracy', way):.3f} ({LABELS[way]})" for way in apart])
+        said.append(
+            f"To be distinct is not to have learned: the median test accuracy after {int(data['record'][-1])} steps is {accuracies}."
+        )
+    return said
 
 
 def _ways(data: xr.Dataset) -> Section:
@@ -82,12 +99,10 @@ def _ways(data: xr.Dataset) -> Section:
                 f"{float(end.mean()):.2f}",
                 f"{int(end.min())} to {int(end.max())}",
                 f"{float(own['apart'].max()):.1e}",
-                f"{float(own['loss'].median()):.3f}",
-                f"{float(own['accuracy'].median()):.3f}",
+                f"{_median(data, 'loss', way):.3f}",
+                f"{_median(data, 'accuracy', way):.3f}",
             )
         )
-    losses = {way: float(data["loss"].isel(start=0).sel(way=way).median()) for way in tied}
-    best = min(losses, key=lambda way: losses[way], default="nothing")
     mixed = (
         f" In between, with some units equal and some not: {_named(between)}."
         if between
@@ -102,20 +117,7 @@ def _ways(data: xr.Dataset) -> Section:
             f" Units count as equal when exchanging them moves the parameters by less than {float(data.attrs['tolerance']):g} of their norm. All units become distinct with: {_named(apart)}. All stay equal in every network with: {_named(tied)}.{mixed}",
             "What stays tied is what treats exchanged units alike: a step that commutes with the group cannot leave the points that a part of the group fixes. Decay, momentum and Adam act on every entry by the same rule; minibatches, shifts and noise on the inputs change the"
             " data, which all units see. What separates draws something for each unit: its weights, its mask, the noise on its weights or on their gradient.",
-            *(
-                [
-                    *(
-                        [
-                            f"To be tied is not to stand still: as one unit eight can still train, best with {LABELS[best]}, to a median training loss of {losses[best]:.2f} ({np.log(10):.2f} is guessing)."
-                        ]
-                        if tied
-                        else []
-                    ),
-                    f"To be distinct is not to have learned: the median test accuracy after {int(steps[-1])} steps is {listed([f'{_accuracy(data, way):.3f} ({LABELS[way]})' for way in apart])}.",
-                ]
-                if apart
-                else []
-            ),
+            *_learned(data, apart, tied),
             f"Of all pairs {near:.1%} are between 1e-8 and 0.01 apart, where the verdict would depend on the tolerance.",
         ],
         tables=[

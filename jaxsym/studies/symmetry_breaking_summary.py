@@ -37,6 +37,12 @@ def places(data: xr.Dataset, kind: str) -> str:
     )
 
 
+def tower_distance(data: xr.Dataset, kind: str) -> float:
+    """Of twins with shared weights the largest, whatever the way; of others the mean with nothing but descent."""
+    own = data["towers"].sel(pair_of_towers=kind)
+    return float(own.max() if kind == "siamese" else own.sel(way="nothing").mean())
+
+
 def summary(data: xr.Dataset) -> dict[str, Any]:
     """The headline figures."""
     ways = [str(way) for way in data["way"].values]
@@ -68,11 +74,7 @@ def summary(data: xr.Dataset) -> dict[str, Any]:
             f"linear_{name}_error": float(data["linear_error"].sel(regression_start=start).mean())
             for start, name in zip(starts, ("zero_init", "constant_init", "random_init"), strict=True)
         },
-        **{
-            f"tower_distance_{kind}": float(own.max() if kind == "siamese" else own.sel(way="nothing").mean())
-            for kind in map(str, data["pair_of_towers"].values)
-            for own in [data["towers"].sel(pair_of_towers=kind)]
-        },
+        **{f"tower_distance_{kind}": tower_distance(data, kind) for kind in map(str, data["pair_of_towers"].values)},
         "claims_that_failed": refuted(claims(data)),
         **run_counts(data),
     }

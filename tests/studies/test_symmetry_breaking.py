@@ -30,14 +30,6 @@ def folder(tmp_path_factory):
     return out
 
 
-@pytest.fixture(scope="module")
-def every_kind(tmp_path_factory):
-    """A small run of all kinds of networks; long."""
-    out = tmp_path_factory.mktemp("kinds")
-    cli.main(["run", "symmetry_breaking", "--out", str(out), "--quick", "--kinds", ",".join(NETS)])
-    return out
-
-
 def started(name, random, rows=5):
     """A network and inputs, in float64."""
     net, shape = NETS[name], (rows, 2, 8, 8) if name in PAIRED else (rows, 8, 8)
@@ -148,6 +140,7 @@ def test_only_what_draws_for_each_unit_separates(results, summary):
     for way in WAYS:
         assert summary[f"distinct_{way}"] == (UNITS if way in NOISY else 1)
     tied = [way for way in WAYS if way not in NOISY]
+    assert (results.kind_distinct.sel(way=tied) == 1).all()
     assert float(results.apart.sel(way=tied).max()) < 1e-10
     assert set(summary["still_at_zero"]) == set(WAYS) - {"random", "noise_weights", "noise_gradients"}
     assert summary["softmax_zero_init_accuracy"] > 0.85
@@ -155,17 +148,18 @@ def test_only_what_draws_for_each_unit_separates(results, summary):
 
 
 @pytest.mark.long
-def test_other_kinds_of_networks(every_kind):
+def test_other_kinds_of_networks(tmp_path):
     """Channels, cells and heads as perceptrons; twins part, but not the units within each."""
-    with xr.open_dataset(every_kind / "results.nc", engine="h5netcdf") as data:
+    cli.main(["run", "symmetry_breaking", "--out", str(tmp_path), "--quick", "--kinds", ",".join(NETS)])
+    with xr.open_dataset(tmp_path / "results.nc", engine="h5netcdf") as data:
         results = data.load()
-    summary = json.loads((every_kind / "summary.json").read_text())
+    summary = json.loads((tmp_path / "summary.json").read_text())
     assert results.architecture.values.tolist() == list(NETS)
     assert (results.kind_distinct.sel(way=[way for way in WAYS if way not in NOISY]) == 1).all()
     assert summary["tower_distance_siamese"] == 0 < summary["tower_distance_twins"]
     assert (results.place_distinct > 1).any("image").all()
     assert (results.place_units == 1).all()
-    page = (every_kind / "report.html").read_text()
+    page = (tmp_path / "report.html").read_text()
     assert "positions differ in their activations" in page
     assert f"part by {summary['tower_distance_twins']:.2g} of their norm" in page
     assert page.count("<img ") == 3 == len(re.findall(r"alt=\"[^\"]{30,}\"", page))
