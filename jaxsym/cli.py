@@ -103,8 +103,7 @@ def run(arguments: list[str]) -> None:
         quick: Annotated[bool, tyro.conf.arg(help="a small run: other defaults for the options below")] = False,
         overwrite: Annotated[bool, tyro.conf.arg(help="replace another study's results in the folder")] = False,
     ) -> None:
-        del quick  # it has chosen the defaults above
-        _run(name, study, config, out, overwrite)
+        _run(name, study, config, out, quick=quick, overwrite=overwrite)
 
     command.__doc__ = f"{name}: {study.title}."
     tyro.cli(command, args=arguments[1:], prog=f"jaxsym run {name}")
@@ -119,7 +118,7 @@ def _take_all_cores() -> None:
             use_all_cores()
 
 
-def _run(name: str, study: Any, config: Any, out: Path, overwrite: bool) -> None:
+def _run(name: str, study: Any, config: Any, out: Path, *, quick: bool, overwrite: bool) -> None:
     from jaxsym import report
     from jaxsym.parallel.cache import keep_compiled
     from jaxsym.sweep import store
@@ -135,6 +134,7 @@ def _run(name: str, study: Any, config: Any, out: Path, overwrite: bool) -> None
         study=name,
         title=study.title,
         config=json.dumps(dataclasses.asdict(config)),
+        quick=int(quick),
         written=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         **facts,
     )

@@ -1,7 +1,6 @@
 """The page of a run or a sweep: pictures, summary and one self-contained HTML file, all from what is stored."""
 
 import base64
-import dataclasses
 import io
 import json
 import math
@@ -53,14 +52,14 @@ def publish_run(directory: Path) -> Path:
     dataset = store.read_dataset(directory / RESULTS)
     name, study = study_of(dataset, directory)
     try:
-        config = json.loads(dataset.attrs["config"])
+        config, quick = json.loads(dataset.attrs["config"]), bool(dataset.attrs.get("quick", 0))
         return _write(
             directory,
             study.title,
             study.page(dataset),
             study.summary(dataset),
-            kicker=f"study {name}{', a quick run: too small for its figures to settle' if config == _stored(study.quick) else ''}",
-            command=_command(name, study, config),
+            kicker=f"study {name}{', a quick run: too small for its figures to settle' if quick else ''}",
+            command=_command(name, study, config, quick=quick),
             file=None,
             facts={
                 "written": dataset.attrs["written"],
@@ -155,18 +154,12 @@ def study_of(dataset: xr.Dataset, directory: Path) -> tuple[str, Study]:
     return name, studies.load(name)
 
 
-def _stored(config: Any) -> dict[str, Any]:
-    """A config as it is read again from the results."""
-    return json.loads(json.dumps(dataclasses.asdict(config)))
-
-
-def _command(name: str, study: Study, config: Mapping[str, Any]) -> str:
+def _command(name: str, study: Study, config: Mapping[str, Any], *, quick: bool) -> str:
     """The command that makes this run again: every option that differs from its default."""
-    if config == _stored(study.quick):
-        return f"jaxsym run {name} --out runs/{name} --quick"
-    changed = {key: value for key, value in config.items() if getattr(study.config, key, None) != value}
+    default = study.quick if quick else study.config
+    changed = {key: value for key, value in config.items() if getattr(default, key, None) != value}
     options = "".join(f" {_option(key.replace('_', '-'), value)}" for key, value in changed.items())
-    return f"jaxsym run {name} --out runs/{name}{options}"
+    return f"jaxsym run {name} --out runs/{name}{' --quick' if quick else ''}{options}"
 
 
 def _option(key: str, value: Any) -> str:

@@ -32,7 +32,8 @@ jax.config.update("jax_enable_x64", True)
 # ## Breaking it
 #
 # 32 networks of four tanh units for each start, trained on the Titanic in one program each. Equal units see equal gradients: a step that
-# commutes with the group cannot leave the set that an exchange of two units fixes.
+# commutes with the group cannot leave the set that an exchange of two units fixes. (Of the start `tied` only the incoming weights are equal: units with
+# different outgoing weights are not the same, and part.)
 
 # %%
 data = js.data.titanic()

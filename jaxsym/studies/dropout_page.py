@@ -8,7 +8,7 @@ import xarray as xr
 
 from jaxsym import plots
 from jaxsym.studies.dropout_summary import around, claims, moved, nats, points
-from jaxsym.studies.study import Picture, Section, Table, claims_table, listed
+from jaxsym.studies.study import Picture, Section, Table, claims_table, listed, tally
 
 WHAT = {
     "none": "no remedy",
@@ -46,8 +46,8 @@ def _claims(data: xr.Dataset, summary: Mapping[str, Any]) -> Section:
         [
             f"Perceptrons with two hidden ReLU layers of {data.attrs['width']} units on {data.attrs['data']}: {train} training rows, {validation} for validation, {test} for the test; {data.attrs['steps']} steps of SGD,"
             f" longer training {int(data['step'][-1])}. {data.sizes['network']} networks for each setting, with the same starts and batches for all settings.",
-            f"{sum(holds for *_, holds in found)} of {len(found)} claims hold in this run. Numbers in brackets are 95 % t intervals over networks, of paired differences; they know of starts, batches and masks, but of one division of the data only."
-            " A claim holds when its whole interval is on its side (adding up: when the interval contains 0). Unless it is said otherwise, dropout has the chapter's rates 0.2 and 0.5, and is off when it is measured.",
+            f"{tally(found)} Numbers in brackets are 95 % t intervals over networks, of paired differences; they know of starts, batches and masks, but of one division of the data only."
+            " A claim holds when its whole interval is on its side, and does not when it is on the other (an interval that contains 0 is no proof of a sum). Unless it is said otherwise, dropout has the chapter's rates 0.2 and 0.5, and is off when it is measured.",
         ],
         tables=[claims_table(found, "Errors in percentage points, losses in nats.")],
     )
@@ -147,6 +147,7 @@ def _longer(data: xr.Dataset, summary: Mapping[str, Any]) -> Section:
         )
         for name in data["length"].values
     ]
+    learned = {name: float(data["long_train_loss"].sel(length=name, step=steps).mean()) for name in ("none", "dropout")}
     difference, error = summary["longer_rise_difference"], summary["longer_error_difference"]
     verdict = (
         "it rises less with dropout"
@@ -158,8 +159,8 @@ def _longer(data: xr.Dataset, summary: Mapping[str, Any]) -> Section:
     return Section(
         "Longer training",
         [
-            f"From step {steps} to step {last} the test loss changes by {nats(summary['longer_rise_none'])} nats without dropout and by {nats(summary['longer_rise_dropout'])} with it,"
-            f" {nats(difference)} apart: {verdict}. At step {last} the test error with dropout is {points(error)} points from that without.",
+            f"At step {last} the test loss is above its least along the way by {nats(summary['longer_rise_none'])} nats without dropout and by {nats(summary['longer_rise_dropout'])} with it,"
+            f" {nats(difference)} apart: {verdict}. At step {steps} the training loss is {learned['none']:.3g} without dropout and {learned['dropout']:.3g} with it{', which has not learned as much by then: part of what dropout changes there is that it learns more slowly' if learned['dropout'] > 2 * learned['none'] else ''}. At step {last} the test error with dropout is {points(error)} points from that without.",
         ],
         tables=[
             Table(
@@ -247,10 +248,10 @@ def _decay(data: xr.Dataset, summary: Mapping[str, Any]) -> Section:
         for name in ("interaction", "interaction_loss")
     ]
 
-    def verdict(found: Sequence[float], total: float) -> str:
+    def verdict(found: Sequence[float], total: float, form: str) -> str:
         if around(found):
             return "its interval contains 0, which is no proof of a sum"
-        return f"together they do {'less' if (found[0] > 0) == (total < 0) else 'more'} than the sum of what each does alone"
+        return f"together they are {'worse' if found[0] > 0 else 'better'} than the sum of what each does alone, {total:{form}}"
 
     rows = [
         (label, points(summary[f"interaction_{key}"]), nats(summary[f"interaction_loss_{key}"]))
@@ -261,7 +262,7 @@ def _decay(data: xr.Dataset, summary: Mapping[str, Any]) -> Section:
         "With weight decay",
         [
             f"Two by two: none, dropout, weight decay ({summary['interaction_decay']:g}, chosen for decay alone by the validation loss), both. The interaction is what decay does beside dropout less what it does without:"
-            f" (both - decay) - (dropout - none). For the test error it is {points(interaction)} points: {verdict(interaction, sums[0])}. For the test loss it is {nats(loss)} nats: {verdict(loss, sums[1])}.",
+            f" (both - decay) - (dropout - none). For the test error it is {points(interaction)} points: {verdict(interaction, sums[0], '+.2f')}. For the test loss it is {nats(loss)} nats: {verdict(loss, sums[1], '+.3f')}.",
             f"At {sum(not (a < 0 < b) for a, b in zip(low, high, strict=True))} of the {len(decays)} decays that were tried the interval of the error's interaction does not contain 0 (each at 95 %).",
         ],
         tables=[

@@ -401,13 +401,15 @@ def _alone_figures(data: xr.Dataset) -> dict[str, Any]:
         figures[f"{name}_losses"] = [float(value) for value in np.minimum(np.median(losses[name], axis=1), CAP)]
     doublings = [ratio(more, less) for less, more in zip(losses["units"], losses["units"][1:], strict=False)]
     useful = [i for i, (_, _, high) in enumerate(doublings) if high < 1]
+    enough = useful[-1] + 1 if useful else 0
     diverged = data["alone_diverged"].values[data["axis"].values == "learning_rate"].mean(axis=1)
     unlearnt = (losses["learning_rate"] > UNLEARNT * float(data["guessing"])).mean(axis=1)
     beyond = [float(figures["learning_rate_values"][i]) for i in np.flatnonzero(diverged > 0.5)]
     return figures | {
         "units_first_doubling": doublings[0],
         "units_last_doubling": doublings[-1],
-        "units_enough": int(figures["units_values"][useful[-1] + 1 if useful else 0]),
+        "units_enough": int(figures["units_values"][enough]),
+        "units_gain": ratio(losses["units"][enough or -1], losses["units"][0]),
         "layer_ratio": ratio(losses["depth"][1], losses["depth"][0]),
         "deepest_ratio": ratio(losses["depth"][-1], losses["depth"][0]),
         "learning_rate_diverged": [float(value) for value in diverged],

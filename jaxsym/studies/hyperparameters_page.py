@@ -7,7 +7,7 @@ import numpy as np
 import xarray as xr
 
 from jaxsym import plots
-from jaxsym.studies.study import Claim, Picture, Section, Table, claims_table, listed
+from jaxsym.studies.study import Claim, Picture, Section, Table, agreed, below, claims_table, listed, tally
 
 NAMES = {
     "random": "random",
@@ -34,24 +34,25 @@ CLEVER = ("quasi_random", "tpe", "cma_es", "evolution")
 def claims(figures: Mapping[str, Any]) -> list[Claim]:
     """What the exercises say, what was measured, and whether it holds."""
     widths = figures["units_values"]
-    enough, first, last = (figures[f"units_{name}"] for name in ("enough", "first_doubling", "last_doubling"))
+    enough, gain, last = (figures[f"units_{name}"] for name in ("enough", "gain", "last_doubling"))
+    most = enough if gain[2] < 1 and enough > int(widths[0]) else widths[-1]
     rates, losses = figures["learning_rate_values"], figures["learning_rate_losses"]
     ends = [losses[0], losses[-1]]
     found = [
         (
             "More hidden units are better, up to a point.",
-            f"{widths[0]} to {widths[1]} units: loss times {_between(first)}; {widths[-2]} to {widths[-1]}: times {_between(last)}; "
+            f"{widths[0]} to {most} units: loss times {_between(gain)}; {widths[-2]} to {widths[-1]}: times {_between(last)}; "
             + (
-                f"from {enough} units on no doubling lowers it."
+                f"from {enough} units on no doubling lowers it beyond chance."
                 if enough < int(widths[-1])
                 else f"up to {widths[-1]} units, the most that were tried, there is no such point."
             ),
-            first[2] < 1 and enough < int(widths[-1]),
+            agreed([below(gain, 1), True if enough < int(widths[-1]) else None]),
         ),
         (
             "A further hidden layer helps.",
             f"1 to 2 layers: loss times {_between(figures['layer_ratio'])}; 1 to {figures['depth_values'][-1]}: times {_between(figures['deepest_ratio'])}.",
-            figures["layer_ratio"][2] < 1,
+            below(figures["layer_ratio"], 1),
         ),
         (
             "A bad learning rate ruins everything.",
@@ -61,14 +62,14 @@ def claims(figures: Mapping[str, Any]) -> list[Claim]:
         (
             "Joint search beats one change at a time, with the same number of trials.",
             f"best loss of the five joint samplers (their geometric mean), divided by that of one at a time: {_between(figures['joint_over_one_at_a_time'])}.",
-            figures["joint_over_one_at_a_time"][2] < 1,
+            below(figures["joint_over_one_at_a_time"], 1),
         ),
     ]
     return found + [
         (
             f"{NAMES[way][0].upper()}{NAMES[way][1:]} beats random search.",
             f"best loss, divided by that of random search: {_between(figures[f'over_random_{way}'])}.",
-            figures[f"over_random_{way}"][2] < 1,
+            below(figures[f"over_random_{way}"], 1),
         )
         for way in CLEVER
     ]
@@ -93,8 +94,8 @@ def _claims(data: xr.Dataset, summary: Mapping[str, Any]) -> Section:
         [
             f"Perceptrons on {data.attrs['data']}: {train} training rows, {validation} for validation, {test} for the test; {int(data['steps'])} steps of plain SGD in every trial, so that what a point is"
             " worth is how far it comes in this time. Everything is compared by the validation loss at the end; the test rows are used only for what was chosen.",
-            f"{sum(holds for *_, holds in found)} of {len(found)} claims hold in this run. Factors are geometric means over pairs that share a network's key, with 95 % t intervals (those of the four comparisons with random"
-            " search are wider, so that all four hold together with 95 %); a claim holds when its whole interval is on the right side of 1.",
+            f"{tally(found)} Factors are geometric means over pairs that share a network's key, with 95 % t intervals (those of the four comparisons with random"
+            " search are wider, so that all four hold together with 95 %); a claim holds when its whole interval is on the right side of 1, and does not when it is on the other.",
         ],
         tables=[claims_table(found, "The exercises of the chapter, and what is commonly said of samplers.")],
     )
@@ -139,7 +140,7 @@ def _alone(data: xr.Dataset, summary: Mapping[str, Any]) -> Section:
     return Section(
         "Each alone",
         [
-            f"One hyperparameter is changed, the others stay at {base}; {data.sizes['network']} networks for each value, the same starts and batches for all of them.",
+            f"One hyperparameter is changed, the others stay at {base}; {data.sizes['network']} networks for each value, of the same keys, and so with the same batches.",
             f"Beside the learning rate, {AXES[widest]} matters most: its worst value has {spans[widest]:.1f} times the loss of its best. From zeros, as from a constant, all units of a layer stay equal.",
         ],
         tables=[
@@ -252,8 +253,8 @@ def _jointly(data: xr.Dataset, summary: Mapping[str, Any]) -> Section:
         "Jointly, with one budget",
         [
             f"{data.sizes['search']} searches of {data.sizes['trial']} trials for every sampler, {int(data['batch'])} trials asked for at once. All trials of a search train from one key, which it shares with the same search of the"
-            f" other samplers: they see one function of the hyperparameters. Over that function {listed([AXES[name] for name in AXES])} are chosen together; one at a time changes a single one of them in each trial, beginning with the base"
-            " above, and keeps what was best so far. " + begun,
+            f" other samplers: they see one function of the hyperparameters. Over that function {listed([AXES[name] for name in AXES])} are chosen together; one at a time changes a single one of them in each trial, of the base above at first"
+            " and then of what was best so far. " + begun,
             f"Do the five joint samplers differ beyond their spread? Friedman's test over the {data.sizes['search']} searches: p = {p:.2g}, "
             + ("they do." if p < 0.05 else "not so that one could tell.")
             + (
@@ -380,4 +381,5 @@ def _short(loss: float) -> str:
 
 
 def _between(found: Sequence[float]) -> str:
-    return f"{found[0]:.2f} [{found[1]:.2f}, {found[2]:.2f}]"
+    middle, low, high = (f"{value:.2f}" if value < 100 else f"{value:.1e}" for value in found)
+    return f"{middle} [{low}, {high}]"

@@ -23,7 +23,7 @@ from jaxsym.studies.parallelism_summary import (
     total_memory,
     ways,
 )
-from jaxsym.studies.study import Picture, Section, Table, claims_table, listed
+from jaxsym.studies.study import Picture, Section, Table, claims_table, listed, tally
 
 FLOOR = 1e-18  # of what is drawn on a logarithmic axis
 MARKS = {DATA: "o", MODEL: "s", BOTH: "^"}
@@ -36,7 +36,6 @@ def page(data: xr.Dataset, summary: Mapping[str, Any]) -> list[Section]:
 
 def _claims(data: xr.Dataset, summary: Mapping[str, Any]) -> Section:
     found = claims(data)
-    held = sum(holds for *_, holds in found)
     kind = str(data["device_kind"].values)
     named = "" if kind == summary["platform"] else f" ({kind})"
     where = f"{int(data['device_count'])} devices of the platform {summary['platform']}{named}"
@@ -52,7 +51,7 @@ def _claims(data: xr.Dataset, summary: Mapping[str, Any]) -> Section:
             "Data-parallel: each device has all parameters and a part of the rows. Model-parallel: each device has all rows and a part of the hidden units, that is columns of the first kernel and rows of the second. Both: the devices form a grid of two rows, with a part of the rows of the batch and of the units on each."
             " The function that is trained is the same each time; only where its arguments lie is said, and the compiler (XLA, through jax.sharding) adds what must be sent.",
             f"The study had {where}, and used one to {int(data['devices'].max())} of them.{caveat}",
-            f"{held} of {len(found)} claims hold in this run.",
+            tally(found),
         ],
         tables=[
             claims_table(
@@ -214,7 +213,7 @@ def _memory(data: xr.Dataset, summary: Mapping[str, Any]) -> Section:
         [
             f"On each of {devices} devices model-parallel training holds {summary['model_parallel_parameter_ratio']:.4f} of one device's parameters, against {1 / devices:.4f} if all could be cut (the bias of the outputs is on every device), and data-parallel training {summary['data_parallel_parameter_ratio']:.4g}.",
             f"Of all that the compiled program holds in float32, arguments, outputs and temporary values (the momentum, the gradient and the hidden units among them), it is {summary['memory_ratio']:.3f} and {spare:.3f} of one device's. Data-parallel training saves"
-            f" {'only what grows with the rows: inputs and hidden units' if spare < 1 else 'nothing'}.",
+            f" {'at most what grows with the rows: inputs and hidden units, as far as the compiler lets them go' if spare < 1 else 'nothing'}.",
         ],
         tables=[
             Table(

@@ -72,7 +72,7 @@ class Config:
 
     def __post_init__(self) -> None:
         """Refuse what makes no ensemble, no whole batches or no headline."""
-        expect(self, networks=2, epochs=RECORDS, test_rows=2)
+        expect(self, networks=6, epochs=RECORDS, test_rows=2)
         if self.epochs % RECORDS:
             msg = f"epochs: got {self.epochs}, expected a multiple of {RECORDS}."
             raise ValueError(msg)

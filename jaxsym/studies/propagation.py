@@ -74,7 +74,7 @@ class Config:
 
     def __post_init__(self) -> None:
         """Refuse numbers that make no ensemble."""
-        expect(self, networks=2, width=2, rows=2, few=2, chains=2, trained=2, steps=1)
+        expect(self, networks=6, width=2, rows=2, few=2, chains=2, trained=2, steps=1)
 
 
 def run(config: Config, progress: Progress) -> xr.Dataset:

@@ -24,7 +24,7 @@ from jaxsym.studies.propagation_summary import (
     training,
     violations,
 )
-from jaxsym.studies.study import Picture, Section, Table, claims_table, listed
+from jaxsym.studies.study import Picture, Section, Table, claims_table, listed, tally
 
 SHOWN = 12
 """Orders of magnitude in the pictures; lines that leave go on."""
@@ -46,12 +46,11 @@ def page(data: xr.Dataset, summary: Mapping[str, Any]) -> list[Section]:
 
 def _claims(data: xr.Dataset) -> Section:
     table = claims(data)
-    held = sum(holds for _, _, holds in table)
     return Section(
         "What the chapter says, and what was measured",
         [
             f"{data.sizes['network']} networks of {data.sizes['layer']} layers for each of {data.sizes['architecture']} architectures, {data.sizes['activation']} activations and {data.sizes['initializer']} initialisers, at"
-            f" initialisation, in float64; then a short training. {held} of {len(table)} claims hold. Near 1 is within a factor of {10**NEAR:g} from the first layer to the last (about"
+            f" initialisation, in float64; then a short training. {tally(table)} Near 1 is within a factor of {10**NEAR:g} from the first layer to the last (about"
             f" {10 ** (NEAR / (data.sizes['layer'] - 1)) - 1:.0%} a layer), vanishing and exploding is a factor of {10**FAR:g}.",
         ],
         tables=[claims_table(table, "Whether each claim holds in this run.")],
@@ -95,10 +94,10 @@ def _signals(data: xr.Dataset) -> Section:
             " The loss is linear in the outputs of the last layer, with normal coefficients, so that the gradient starts at the same size in all networks. The gradient here is that by the outputs of a layer. Both are shown relative to where the signal begins:"
             " the variance at the first layer, the gradient at the last.",
             (
-                f"The gradient by the kernels would hide it: in a ReLU network its norm at the first layer over that at the last is within a factor of {power(calm)} of 1 in the median for every initialiser, though that by the outputs is {power(float(outputs.min()))} for {small}."
+                f"The gradient by the kernels would hide it: in a ReLU network its norm at the first layer over that at the last is within a factor of {np.ceil(100 * 10**calm) / 100:.2f} of 1 in the median for every initialiser, though that by the outputs is {power(float(outputs.min()))} for {small}."
                 " Where an activation is homogeneous, a kernel times its gradient is the same number in every layer: what is lost on the way back is made up for by what has not been lost yet on the way there."
                 if blind
-                else f"By the kernels of a ReLU network the ratio is within a factor of {power(calm)} of 1 in the median; by the outputs it is {power(float(outputs.min()))} for {small}."
+                else f"By the kernels of a ReLU network the ratio is within a factor of {np.ceil(100 * 10**calm) / 100:.2f} of 1 in the median; by the outputs it is {power(float(outputs.min()))} for {small}."
             ),
             f"Networks all of whose units are off in the last layer: at most {dead:.0%} of those of one activation and initialiser; their variance counts as 1e-300.",
         ],

@@ -18,6 +18,8 @@ DEAD = -299
 """Logarithm of a variance that is none."""
 LEARNED = 0.5
 """A median accuracy above this is of networks that have learned; chance is 0.1."""
+FEW = 10
+"""A mean that fewer networks than this carry decides nothing."""
 APART = 0.02
 """Accuracies closer than this are equal."""
 GROWTH = (np.pi / (np.pi - 1)) ** 0.5
@@ -127,6 +129,12 @@ def mean_factor(values: xr.DataArray) -> float:
     return float(np.mean(10**values.values))
 
 
+def carrying(values: xr.DataArray) -> float:
+    """How many networks carry the mean of what ``values`` is the logarithm of: the square of the sum over the sum of squares (Kish 1965)."""
+    sizes = 10 ** (values.values - values.values.max())
+    return float(sizes.sum() ** 2 / (sizes**2).sum())
+
+
 def power(value: float) -> str:
     """A number from its logarithm.
 
@@ -200,7 +208,7 @@ def _sigmoid(data: xr.Dataset, depth: int) -> list[Claim]:
 
 
 def _kept(changes: xr.DataArray, ratios: xr.DataArray) -> list[Claim]:
-    found = []
+    found: list[Claim] = []
     for start, activation, kind in (
         ("xavier", "identity", "linear"),
         ("xavier", "tanh", "tanh"),
@@ -211,12 +219,14 @@ def _kept(changes: xr.DataArray, ratios: xr.DataArray) -> list[Claim]:
             values.sel(architecture="plain", activation=activation, initializer=start) for values in (changes, ratios)
         )
         means = mean_factor(variance), mean_factor(2 * gradient)
+        held = min(carrying(variance), carrying(2 * gradient))
         middling = float(variance.median()), float(gradient.median())
         found += [
             (
                 f"{name} keeps variance and squared gradient of {kind} networks in the mean over networks.",
-                f"mean factors {means[0]:.2g} and {means[1]:.2g} from end to end",
-                all(abs(np.log10(value)) <= NEAR for value in means),
+                f"mean factors {means[0]:.2g} and {means[1]:.2g} from end to end"
+                + ("" if held > FEW else f"; {held:.1f} of {variance.size} networks carry them"),
+                all(abs(np.log10(value)) <= NEAR for value in means) if held > FEW else None,
             ),
             (
                 f"{name} keeps variance and gradient of the median {kind} network.",
@@ -259,28 +269,31 @@ def _helped(changes: xr.DataArray, ratios: xr.DataArray) -> list[Claim]:
 
 
 def _learned(data: xr.Dataset) -> list[Claim]:
-    found = []
+    found: list[Claim] = []
     middling = training(data).accuracy.median("trained")
     for activation in data["trained_activation"].values:
         own = middling.sel(architecture="plain", trained_activation=activation)
-        winner = best(data, str(activation)).name
+        found_best = best(data, str(activation))
+        equals = [found_best.name, *([found_best.second] if found_best.tied else [])]
+        winner = max(equals, key=lambda name: float(own.sel(initializer=name)))
         at = float(own.sel(initializer=winner))
         not_learned = [str(name) for name in own["initializer"].values if float(own.sel(initializer=name)) <= LEARNED]
         found.append(
             (
                 f"The initialiser that keeps both near 1 trains a deep {activation} network where others fail.",
-                f"{winner}: accuracy {at:.2f}, the best is {float(own.max()):.2f}; not learned from {listed(not_learned) if not_learned else 'none'}",
+                f"{winner}{' (tied with ' + next(name for name in equals if name != winner) + ')' if len(equals) > 1 else ''}: accuracy {at:.2f}, the best is {float(own.max()):.2f}; not learned from {listed(not_learned) if not_learned else 'none'}",
                 at > LEARNED and at >= float(own.max()) - APART and bool(not_learned) and winner not in not_learned,
             )
         )
     for architecture, what in (("residual", "Residual connections help"), ("batch norm", "Batch normalisation helps")):
         gained = gains(data, architecture)
         better, worse = int((gained > APART).sum()), int((gained < -APART).sum())
+        chance = stats.binomtest(better, better + worse).pvalue if better + worse else 1.0
         found.append(
             (
                 f"{what} a deep network to learn.",
-                f"better than the plain chain in {better} and worse in {worse} of {gained.size} pairs of activation and initialiser; median gain {np.median(gained):+.2f}",
-                better > worse and float(np.median(gained)) > 0,
+                f"better than the plain chain by more than {APART} in {better} and worse in {worse} of {gained.size} pairs of activation and initialiser (sign test: p = {chance:.2g}); median gain {np.median(gained):+.2f}",
+                better > worse if chance < 0.05 else None,
             )
         )
     return found

@@ -25,9 +25,10 @@ from jaxsym.studies.rescue_summary import (
     recovered,
     reference,
     share,
+    spanned,
     ways,
 )
-from jaxsym.studies.study import Picture, Section, Table, claims_table, listed
+from jaxsym.studies.study import Picture, Section, Table, claims_table, listed, tally
 
 START = "the start"
 TOP = 1e4  # of drawn losses
@@ -43,14 +44,13 @@ def page(data: xr.Dataset, summary: Mapping[str, Any]) -> list[Section]:
 
 def _claims(data: xr.Dataset, summary: Mapping[str, Any]) -> Section:
     found = claims(data)
-    held = sum(holds for *_, holds in found)
     return Section(
         "What is claimed, and what was measured",
         [
-            f"Networks of 64 inputs, three layers of 32 ReLU units (He's initialisation) and 10 outputs learn the digits by SGD without momentum, {int(data['record'][-1])} steps of 32 rows; the loss is half the squared distance from one-hot targets. {data.sizes['network']} starts, each with its own batches, the same for every way.",
+            f"Networks of 64 inputs, three layers of 32 ReLU units (He's initialisation) and 10 outputs learn the digits by SGD without momentum, {int(data['record'][-1])} steps of 32 rows; the loss is half the squared distance from one-hot targets, whose gradient grows without bound where that of cross-entropy does not. {data.sizes['network']} starts, each with its own batches, the same for every way.",
             "A run has diverged if its loss on all training rows, or one of its parameters, is not finite at the end. Others can end badly too, with units that are off for good; they count neither as diverged nor as recovered.",
-            f"A run has recovered if it ends finite with a test accuracy of at least {NEAR:.0%} of the reference: the median of SGD at the best rate of the sweep, {summary['reference_accuracy']:.1%} at a rate of {summary['reference_rate']:g}; that is {summary['recovers_from_accuracy']:.1%}. Shares are of the runs that diverge, with their exact 95% intervals (Clopper and Pearson); a way is said to rescue if the interval is above one half.",
-            f"{held} of {len(found)} claims hold in this run.",
+            f"A run has recovered if it ends finite with a test accuracy of at least {NEAR:.0%} of the reference: the median of SGD at the best rate of the sweep, {summary['reference_accuracy']:.1%} at a rate of {summary['reference_rate']:g}; that is {summary['recovers_from_accuracy']:.1%}. Shares are of the runs that diverge, with their exact 95% intervals (Clopper and Pearson); a way rescues if the interval is above one half, and does not if it is below; else it is not decided.",
+            tally(found),
         ],
         tables=[
             claims_table(
@@ -97,8 +97,10 @@ def _rates(data: xr.Dataset, summary: Mapping[str, Any]) -> Section:
         ax.set_xticks(rates, [f"{rate:g}" for rate in rates])
         ax.minorticks_off()
         ax.axvline(summary["chosen_rate"], color="black", linestyle="--", linewidth=0.8)
-        ax.set(xlabel="learning rate (of the lower rate: before it is divided)", ylim=(-4, 104))
-        plots.legend(ax)
+        ax.set(xlabel="learning rate", ylim=(-4, 140))
+        ax.set_yticks(range(0, 101, 20))
+        plots.legend(ax, ncols=2, loc="upper center")
+    right.set_xlabel("learning rate (of the lower rate: before it is divided)")
     rows = [
         (
             f"{rate:g}",
@@ -108,14 +110,14 @@ def _rates(data: xr.Dataset, summary: Mapping[str, Any]) -> Section:
         )
         for place, rate in enumerate(rates)
     ]
-    ranges = [f"up to {largest_rate(data, name):g} ({name})" for name in names if np.isfinite(largest_rate(data, name))]
+    ranges = [f"{spanned(data, name)} ({name})" for name in names if np.isfinite(largest_rate(data, name))]
     top = largest_rate(data, "warm-up")
     further = (
         f" Warm-up ends at the very rate that is asked for: where that is above {top:g}, most networks do not bear it later either."
         if top < rates[-1]
         else ""
     )
-    slow = f" A remedy costs speed where none is needed: at a rate of {rates[0]:g} " + (
+    slow = f" What a remedy costs where none is needed: at a rate of {rates[0]:g} " + (
         listed([f"{float(fine.sel(rate=rates[0], remedy_of_sweep=name).mean()):.1%} ({name})" for name in names])
         + f" are near the reference after {int(data['record'][-1])} steps."
     )
@@ -129,9 +131,9 @@ def _rates(data: xr.Dataset, summary: Mapping[str, Any]) -> Section:
                 else "At no rate of the sweep do most runs diverge."
             )
             + f" The rate chosen for what follows is {summary['chosen_rate']:g} (dashed), where {summary['diverged']:.1%} diverge.",
-            "A rescue has a range. More than half of all runs end near the reference "
-            + (listed(ranges) if ranges else "at no rate with any remedy")
-            + f", of rates up to {rates[-1]:g}.{further}{slow}",
+            "A rescue has a range. More than half of all runs end near the reference at "
+            + (f"rates of {listed(ranges)}" if ranges else "no rate with any remedy")
+            + f"; rates up to {rates[-1]:g} were tried.{further}{slow}",
         ],
         tables=[
             Table(
@@ -228,12 +230,7 @@ def _points(data: xr.Dataset, summary: Mapping[str, Any]) -> Section:
             f"Every {int(own['checkpoint_step'][1])} steps all networks are written to disk by Orbax ({float(own['checkpoint_bytes']) / 1e6:.2g} MB); a run goes on from what is read from there. {summary['checkpoints_restored']} checkpoints were read again, here and for the runs that go wrong midway, and {equal}.",
             f"The last finite checkpoint of the runs that diverge is at step {np.median(steps):g} in the median (from {steps.min()} to {steps.max()}), and at the start itself in {np.mean(steps == 0):.1%} of them.{soon}",
             f"Rolled back to it and continued unchanged, {cells[FINITE]['unchanged']} recover: a run is deterministic, and the same batches come again. With 1/{float(data['part']):g} of the rate it is {back}, against {fresh} when that rate is used from the start.",
-            f"Finite is not the same as healthy: at the last finite checkpoint the loss is above that of the start in {worse}. From the last healthy checkpoint, at which it is not, {healthy} recover with the lower rate"
-            + (
-                ", more than from the last finite one."
-                if healthy.some > back.some
-                else ", no more than from the last finite one."
-            ),
+            f"Finite is not the same as healthy: at the last finite checkpoint the loss is above that of the start in {worse}. From the last healthy checkpoint, at which it is not, {healthy} recover with the lower rate; from the last finite one it is {back.some} of {back.of}.",
             f"From the first checkpoint that is not finite {helped} of {sum(one.of for one in lost(data).values())} runs recover, over all remedies"
             + (": what is not a number stays so, and only a roll-back gets rid of it." if not helped else "."),
             f"Another optimizer is also another size of step: Adam rescues {cells[START]['Adam'].value:.1%} at a rate of {float(data['adam_rate']):g}, and {same:.1%} at the rate of SGD, {summary['chosen_rate']:g}."
@@ -386,7 +383,7 @@ def _strengths(data: xr.Dataset) -> Section:
         title = {"lower_rate": "lower rate", "warm_up": "warm-up"}.get(name, name)
         ax.set(title=title, xlabel=label, ylabel="% that recover", ylim=(-4, 104))
         texts.append(
-            f"{title}: {listed([f'{one.value:.1%} at {value:g}' for one, value in zip(shares, strengths, strict=True)])}"
+            f"{title} ({label}): {listed([f'{one.value:.1%} at {value:g}' for one, value in zip(shares, strengths, strict=True)])}"
         )
     return Section(
         "How much of a remedy",

@@ -7,7 +7,7 @@ import xarray as xr
 from jaxtyping import Bool
 from scipy import stats
 
-from jaxsym.studies.study import Claim, refuted, run_counts
+from jaxsym.studies.study import Claim, agreed, refuted, run_counts
 
 REMEDIES = ("unchanged", "clipping", "lower rate", "warm-up", "Adam")
 KINDS = ("from the first step", "midway")
@@ -95,6 +95,20 @@ def largest_rate(data: xr.Dataset, remedy: str) -> float:
     return float(data["rate"].values[ok].max()) if ok.any() else float("nan")
 
 
+def spanned(data: xr.Dataset, remedy: str) -> str:
+    """The rates of the sweep at which more than half of all runs end well: from the least to the largest, or one by one where there are gaps."""
+    ok = (good(data, "sweep").sel(remedy_of_sweep=remedy).mean("network") > 0.5).values
+    places, names = np.flatnonzero(ok), [f"{rate:g}" for rate in data["rate"].values]
+    if len(places) > 1 and places[-1] - places[0] == len(places) - 1:
+        return f"{names[places[0]]} to {names[places[-1]]}"
+    return " or ".join(names[place] for place in places)
+
+
+def rescues(one: Share) -> bool | None:
+    """Whether more than half recover; None where the interval contains one half, or no run diverged."""
+    return True if one.low > 0.5 else False if one.of and one.high < 0.5 else None
+
+
 def claims(data: xr.Dataset) -> list[Claim]:
     """What the exercise says, what was measured, and whether it holds."""
     found, rate = ways(data), float(data["chosen_rate"])
@@ -110,22 +124,24 @@ def claims(data: xr.Dataset) -> list[Claim]:
         "Adam": f"Another optimizer (Adam at {float(data['adam_rate']):g}) rescues it",
     }
     return [
-        (f"At a rate of {rate:g} most runs diverge", f"{all_runs} end not finite", all_runs.low > 0.5),
-        *((text, found[way].recover, found[way].low > 0.5) for way, text in texts.items()),
+        (f"At a rate of {rate:g} most runs diverge", f"{all_runs} end not finite", rescues(all_runs)),
+        *((text, found[way].recover, rescues(found[way])) for way, text in texts.items()),
         (
             f"The same roll-back rescues a run whose rate is raised midway, from {float(data['early_rate']):g} to {float(data['raised_rate']):g}",
             midway.recover,
-            midway.low > 0.5,
+            rescues(midway),
         ),
         (
             "Rolling back alone, with nothing changed, does not rescue it: the same batches come again",
             "; ".join(f"{kind}: {one.recover}" for kind, one in unchanged.items()),
-            all(one.high < 0.5 for one in unchanged.values()),
+            agreed(
+                [None if (verdict := rescues(one)) is None else not verdict for one in unchanged.values() if one.of]
+            ),
         ),
         (
             "Once the parameters are not finite, no remedy helps without rolling back",
             f"{sum(one.some for one in late)} of {sum(one.of for one in late)} runs recover",
-            all(one.of and not one.some for one in late),
+            agreed([not one.some for one in late if one.of]),
         ),
     ]
 

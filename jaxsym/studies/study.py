@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import jax
@@ -20,8 +20,9 @@ T = TypeVar("T")
 Progress = Callable[[str, int, int], None]
 """Told what is under way, the net-steps done so far, and all net-steps there will be."""
 
-Claim = tuple[str, str, bool]
-"""What is said, what was measured, and whether that bears it out."""
+Claim = tuple[str, str, bool | None]
+"""What is said, what was measured, and whether that bears it out; None where it cannot be told, as where nothing happened that the claim is about."""
+VERDICTS = {True: "yes", False: "no", None: "not decided"}
 
 COUNTS = ("networks", "net_steps", "compile_seconds", "run_seconds")
 """What the dataset of a study says of its run, beside its results."""
@@ -92,13 +93,46 @@ class Study:
 
 def claims_table(found: Sequence[Claim], caption: str) -> Table:
     """What is claimed, what was measured, and whether that bears it out."""
-    rows = [(claim, measured, "yes" if holds else "no") for claim, measured, holds in found]
+    rows = [(claim, measured, VERDICTS[holds]) for claim, measured, holds in found]
     return Table(("claim", "measured", "holds"), rows, caption)
+
+
+def tally(found: Sequence[Claim]) -> str:
+    """How many claims hold, in a sentence.
+
+    >>> tally([("a", "", True), ("b", "", False), ("c", "", None)])
+    '1 of 3 claims holds in this run; 1 cannot be decided by it.'
+    """
+    held, open_ = (sum(holds is verdict for *_, holds in found) for verdict in (True, None))
+    said = f"{held} of {len(found)} claims {'holds' if held == 1 else 'hold'} in this run"
+    return f"{said}; {open_} cannot be decided by it." if open_ else f"{said}."
+
+
+def agreed(verdicts: Iterable[bool | None]) -> bool | None:
+    """Of several verdicts: no where one says no, yes where all do, None otherwise.
+
+    >>> agreed([True, None]), agreed([None, False]), agreed([True, True])
+    (None, False, True)
+    """
+    found = list(verdicts)
+    return False if False in found else True if found and None not in found else None
+
+
+def below(interval: Sequence[float], bound: float = 0.0) -> bool | None:
+    """Whether a figure with its interval, ``(figure, low, high)``, is below a bound; None where the interval contains the bound."""
+    _, low, high = interval
+    return True if high < bound else False if low > bound else None
+
+
+def above(interval: Sequence[float], bound: float = 0.0) -> bool | None:
+    """The opposite of :func:`below`."""
+    verdict = below(interval, bound)
+    return None if verdict is None else not verdict
 
 
 def refuted(found: Sequence[Claim]) -> list[str]:
     """The claims that what was measured does not bear out."""
-    return [claim for claim, _, holds in found if not holds]
+    return [claim for claim, _, holds in found if holds is False]
 
 
 def silent(label: str, done: int, total: int) -> None:

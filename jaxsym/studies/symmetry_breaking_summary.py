@@ -111,7 +111,7 @@ def claims(data: xr.Dataset) -> list[Claim]:
             bool(errors[:2].max() > LEARNED),
         ),
         (
-            "from zero weights no kernel of a perceptron ever moves",
+            "from zero weights plain descent never moves a kernel of a perceptron",
             f"largest entry of a kernel at the end: {moves:.1e}",
             moves == STILL,
         ),

@@ -8,7 +8,7 @@ import xarray as xr
 from matplotlib.axes import Axes
 
 from jaxsym import plots
-from jaxsym.studies.study import Picture, Section, Table, claims_table, listed
+from jaxsym.studies.study import Picture, Section, Table, claims_table, listed, tally
 from jaxsym.studies.weight_decay_summary import (
     FEW_ROWS,
     at_chosen,
@@ -52,7 +52,6 @@ def _strength_axis(ax: Axes, data: xr.Dataset) -> np.ndarray:
 
 def _claims(data: xr.Dataset) -> Section:
     found = claims(data)
-    held = sum(holds for *_, holds in found)
     features = data.sizes["feature"]
     true = int((data["true_weights"].values[0] != 0).sum())
     return Section(
@@ -61,7 +60,7 @@ def _claims(data: xr.Dataset) -> Section:
             f"Linear regression without an intercept: {features} normal inputs, of which {true} have a weight between 0.5 and 1.5 in size and the others none, noise of variance {float(data['noise_variance']):.3g}, {listed([str(n) for n in data['size'].values])} training rows,"
             f" {data.sizes['draw']} draws. Minimised is half the mean squared error plus λ |w|₁ (L1), λ |w|²/2 (L2), or half of each (both). Errors on this page are mean squared errors without the half and without the penalty; the test error is the expected one, |w − w*|² plus the variance of the noise, which is exact for such inputs.",
             f"The strength λ is 0 or one of {data.sizes['strength'] - 1} from {float(data['strength'][1]):g} to {float(data['strength'][-1]):g}; it is chosen by the error on {int(data['validation_rows'])} validation rows, for each draw and penalty. Figures are means over draws with their 95% intervals (Student's t), medians where that is said.",
-            f"{held} of {len(found)} claims hold in this run.",
+            tally(found),
         ],
         tables=[
             claims_table(
@@ -193,8 +192,8 @@ def _sparsity(data: xr.Dataset, summary: Mapping[str, Any]) -> Section:
     return Section(
         "Zeros, and weights of features that mean nothing",
         [
-            f"{np.mean(~true):.0%} of the true weights are 0. At the strength chosen by validation on {FEW_ROWS} rows {summary['zeros_l1']:.1%} are with L1, {summary['zeros_both']:.1%} with both and {summary['zeros_l2']:.1%} with L2 (there they are merely small). L1 also sets true weights to 0:"
-            f" {listed([f'{share:.1%} of them on {size} rows' for size, share in missed.items()])}.",
+            f"{np.mean(~true):.0%} of the features have a true weight of 0. At the strength chosen by validation on {FEW_ROWS} rows {summary['zeros_l1']:.1%} of the learned weights are 0 (below 0.001) with L1, {summary['zeros_both']:.1%} with both and {summary['zeros_l2']:.1%} with L2 (there they are merely small). L1 also sets weights to 0 whose true value is not:"
+            f" {listed([f'{share:.1%} of these on {size} rows' for size, share in missed.items()])}.",
             f"The norm of the weights on the {int(np.sum(~true))} null features on {FEW_ROWS} rows is {summary['noise_norm_none']:.3g} without a penalty, {listed([f'{value:.3g} with {p}' for p, value in null.items()])}: least with {least}. With L1 it is {listed([f'{value:.2g} on {size} rows' for size, value in kept.items()])}.",
         ],
         pictures=[
@@ -248,7 +247,7 @@ def _choice(data: xr.Dataset) -> Section:
         "The strength chosen by validation, and the best in hindsight",
         [
             f"{int(data['validation_rows'])} validation rows choose, the expected error of a new row judges; regret is by how much the error at the chosen strength is above the least of all strengths.",
-            f"How often both agree says little by itself: with L2 on {FEW_ROWS} rows it is {same:.0%} of the draws, and the regret is {np.median(l2):.2%} in the median and {np.quantile(l2, 0.95):.1%} or less in 95% of them"
+            f"How often validation chooses the very strength that is best in hindsight says little by itself: with L2 on {FEW_ROWS} rows it does in {same:.0%} of the draws, and the regret is {np.median(l2):.2%} in the median and {np.quantile(l2, 0.95):.1%} or less in 95% of them"
             + (": many strengths are nearly alike there." if same < 0.5 and np.median(l2) < 0.01 else "."),
         ],
         tables=[
@@ -262,7 +261,7 @@ def _choice(data: xr.Dataset) -> Section:
             Picture(
                 "choice",
                 figure,
-                f"{FEW_ROWS} training rows; numbers of draws, grey where there are none. On the diagonal both agree.",
+                f"{FEW_ROWS} training rows; numbers of draws, grey where there are none. On the diagonal validation has chosen what is best in hindsight.",
                 "Heat maps of the best strength in hindsight against the strength chosen by validation, for L1, L2 and both.",
             ),
             Picture(
