@@ -301,7 +301,7 @@ def _dataset(
 
 
 STUDY = Study(
-    title="what separates units that start equal, and what does not, in perceptrons and other kinds of networks",
+    title="what separates units that start equal, in perceptrons and other kinds of networks",
     config=Config(),
     quick=Config(networks=4, few=2, steps=100, rows=64, kinds="mlp,cnn,lstm,attention,twins"),
     run=run,

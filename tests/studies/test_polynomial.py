@@ -53,7 +53,7 @@ def test_summary_is_recomputed_from_the_file(results, summary):
     gap = end["sgd_train"].sel(size=100, degree=3) - results["exact_train"].sel(size=100, degree=3)
     assert summary["exact_gap_degree_3"] == pytest.approx(float(gap.median()), rel=1e-3)
     assert summary["noise_floor"] == pytest.approx(0.01)
-    failed = [claim for claim, _, holds in claims(results) if not holds]
+    failed = [claim for claim, _, holds in claims(results) if holds is False]
     assert summary["claims_that_failed"] == failed
 
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import xarray as xr
 from scipy import stats
 
 from jaxsym import cli
@@ -17,7 +18,7 @@ from jaxsym.data import digits, flattened
 from jaxsym.studies import load
 from jaxsym.studies.rescue import RATES, Config, remedies, sgd, squares, training
 from jaxsym.studies.rescue_pieces import Checkpoints, Programs
-from jaxsym.studies.rescue_summary import FINITE, FIRST, HEALTHY, LOST, MIDWAY, NEAR, claims, share
+from jaxsym.studies.rescue_summary import FINITE, FIRST, HEALTHY, LOST, MIDWAY, NEAR, claims, rescues, share
 from jaxsym.studies.study import Clock, network_keys, silent
 
 NETWORKS, STEPS, EVERY = 4, 30, 3
@@ -59,7 +60,7 @@ def test_summary_is_recomputed_from_the_file(results, summary):
         own = results.sel(kind=kind, point=FINITE, remedy="lower rate").isel(network=np.flatnonzero(away))
         fine = np.isfinite(own.late_loss) & (own.late_accuracy >= NEAR * summary["reference_accuracy"])
         assert summary[f"recovered_{key}"] == float(fine.mean())
-    assert summary["claims_that_failed"] == [claim for claim, _, holds in claims(results) if not holds]
+    assert summary["claims_that_failed"] == [claim for claim, _, holds in claims(results) if holds is False]
 
 
 def test_the_shares_have_exact_intervals():
@@ -68,6 +69,15 @@ def test_the_shares_have_exact_intervals():
     assert found.low == pytest.approx(stats.beta.ppf(0.025, 17, 4))
     assert found.high == pytest.approx(stats.beta.ppf(0.975, 18, 3))
     assert math.isnan(share(np.array([], bool)).value)
+
+
+def test_what_the_interval_does_not_tell_is_not_decided(results):
+    some = lambda rescued, of: rescues(share(np.arange(of) < rescued))  # noqa: E731
+    assert (some(20, 20), some(0, 20), some(11, 20), some(0, 0)) == (True, False, None, None)
+    calm = results.assign(diverged=xr.zeros_like(results.diverged))
+    first, *others = [holds for *_, holds in claims(calm)]
+    assert first is (None if NETWORKS < 6 else False)
+    assert others == [None] * len(others)  # no run diverged
 
 
 def test_what_was_restored_is_what_was_saved(results, summary):
