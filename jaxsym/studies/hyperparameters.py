@@ -341,6 +341,8 @@ def _dataset(
     }
     for name in BASE:
         variables[f"trial_{name}"] = told([t.params[name] for each in trials for t in each], f"{name} of a trial")
+    for name, meanings in (("activation", ACTIVATIONS), ("initialiser", INITIALISERS)):
+        variables[f"trial_{name}"][2]["flag_meanings"] = ", ".join(meanings)  # of 0, 1, ...
     words = BASE | {
         "activation": ACTIVATIONS[int(BASE["activation"])],
         "initialiser": INITIALISERS[int(BASE["initialiser"])],

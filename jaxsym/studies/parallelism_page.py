@@ -114,7 +114,7 @@ def _equal(data: xr.Dataset, summary: Mapping[str, Any]) -> Section:
             Picture(
                 "errors",
                 figure,
-                f"A dot is a network. Differences below {FLOOR:g} are drawn there.",
+                f"A dot is a network, a bar the median. Differences below {FLOOR:g} are drawn there.",
                 f"Relative differences of trained parameters between one device and several, in {listed(precisions)}.",
             )
         ],

@@ -62,16 +62,18 @@ def _signals(data: xr.Dataset) -> Section:
     layers = data["layer"].values
     activations = [str(name) for name in data["activation"].values]
     figure, axes = plots.panels(2 * len(activations), width=16, height=3.0, columns=len(activations))
+    reach: list[float] = []
     for row, (key, label) in enumerate((("variance", "variance, log10"), ("gradient", "gradient norm, log10"))):
         for column, activation in enumerate(activations):
             ax = axes[row * len(activations) + column]
             own = plain[key].sel(activation=activation)
             own = own - own.isel(layer=0 if key == "variance" else -1)
+            reach.append(float(abs(middle(own)).max()))
             plots.bands(ax, layers, {str(n): own.sel(initializer=n).values for n in data["initializer"].values})
             ax.set(title=activation, xlabel="layer", ylim=(-SHOWN, SHOWN))
             if column == 0:
                 ax.set_ylabel(label)
-    plots.legend(axes[0], loc="lower right")
+    plots.legend(axes[int(np.argmin(reach))], loc="lower right")  # where the lines leave room
     weights = middle(data["weight_gradient_ratio"]).isel(depth=-1).sel(architecture="plain", activation="relu")
     outputs = middle(ratio(data)).sel(architecture="plain", activation="relu")
     calm = float(abs(weights).max())
@@ -411,11 +413,13 @@ def _helpers(data: xr.Dataset, summary: Mapping[str, Any]) -> Section:
     names = [str(name) for name in data["architecture"].values]
     cells = (("tanh", "xavier"), ("relu", "he"), ("relu", "normal 0.01"))
     figure, axes = plots.panels(2 * len(cells), width=13, height=3.0, columns=len(cells))
+    reach: list[float] = []
     for row, (key, label) in enumerate((("variance", "variance, log10"), ("gradient", "gradient norm, log10"))):
         for column, (activation, start) in enumerate(cells):
             ax = axes[row * len(cells) + column]
             own = data[key].sel(activation=activation, initializer=start)
             own = own - own.isel(layer=0 if key == "variance" else -1)
+            reach.append(float(abs(middle(own)).max()))
             plots.bands(ax, layers, {name: own.sel(architecture=name).values for name in names})
             ax.set(title=f"{activation}, {start}", xlabel="layer", ylim=(-SHOWN, SHOWN))
             if column == 0:

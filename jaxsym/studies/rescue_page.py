@@ -96,7 +96,7 @@ def _rates(data: xr.Dataset, summary: Mapping[str, Any]) -> Section:
         ax.set_xscale("log")
         ax.set_xticks(rates, [f"{rate:g}" for rate in rates])
         ax.minorticks_off()
-        ax.axvline(summary["chosen_rate"], color="black", linestyle="--", linewidth=0.8)
+        ax.axvline(summary["chosen_rate"], ymax=0.75, color="black", linestyle="--", linewidth=0.8)
         ax.set(xlabel="learning rate", ylim=(-4, 140))
         ax.set_yticks(range(0, 101, 20))
         plots.legend(ax, ncols=2, loc="upper center")

@@ -229,7 +229,7 @@ def _regression(data: xr.Dataset, summary: Mapping[str, Any]) -> Section:
     names = {"zeros": "zeros", "constant": "all 0.1", "random": "random"}
     for ax, key, label in (
         (axes[0], "softmax_accuracy", "test accuracy, softmax regression"),
-        (axes[1], "linear_error", "squared distance from the true weights"),
+        (axes[1], "linear_error", "squared distance from the true weights, over their squared norm"),
     ):
         plots.distributions(ax, {text: data[key].sel(regression_start=start).values for start, text in names.items()})
         ax.set(xlabel=label)

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 
 from jaxsym import plots
 from jaxsym.studies.study import Picture, Section, Table, claims_table, listed, tally
@@ -217,7 +218,7 @@ def _choice(data: xr.Dataset) -> Section:
         np.add.at(counts, (best, taken), 1)
         image = plots.heat_map(ax, np.where(counts > 0, counts, np.nan), names, names, limits=(1, max(counts.max(), 2)))
         ax.set(title=penalty, xlabel="λ chosen by validation", ylabel="best λ in hindsight")
-        figure.colorbar(image, ax=ax, label="draws")
+        figure.colorbar(image, ax=ax, label="draws", ticks=MaxNLocator(5, integer=True))
     spread, dots = plots.panels(len(penalties), width=13, columns=3, height=0.5 * len(sizes) + 1.4)
     for ax, penalty in zip(dots, penalties, strict=True):
         own = 100 * regret(data).sel(penalty=penalty)
