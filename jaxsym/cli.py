@@ -139,6 +139,8 @@ def _run(name: str, study: Any, config: Any, out: Path, *, quick: bool, overwrit
         **facts,
     )
     store.write_dataset(out / report.RESULTS, dataset)
+    for stale in ("summary.json", "report.html"):  # of the results that were there before
+        (out / stale).unlink(missing_ok=True)
     page = report.publish_run(out)
     _show_summary(study.summary(dataset))
     console.print(f"wrote {page}", soft_wrap=True, highlight=False)

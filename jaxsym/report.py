@@ -188,6 +188,8 @@ def _save(picture: Picture, folder: Path) -> str:
 
 def _or_none(value: Any) -> Any:
     """JSON has no infinity and no NaN."""
+    if isinstance(value, list | tuple):
+        return [_or_none(entry) for entry in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

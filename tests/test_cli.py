@@ -1,6 +1,7 @@
 """The command line: what it finds, what it refuses, and that an interrupt leaves nothing half done."""
 
 import dataclasses
+import json
 import os
 import signal
 import subprocess
@@ -10,7 +11,8 @@ import time
 import pytest
 import xarray as xr
 
-from jaxsym import cli
+from jaxsym import cli, studies
+from jaxsym.studies.study import Study
 from jaxsym.sweep import store
 from jaxsym.symmetry import inspecting
 
@@ -235,6 +237,35 @@ def test_inspect_refuses_in_one_line(capsys, networks, target, said):
     assert printed.err.startswith("jaxsym: ")
     assert len(printed.err.splitlines()) == 1
     assert not printed.out
+
+
+@dataclasses.dataclass(frozen=True)
+class Small:
+    """Of a study that computes nothing."""
+
+    size: int = 3
+
+
+def test_a_quick_run_with_options_stays_a_quick_run_and_an_old_page_goes(tmp_path, monkeypatch):
+    pages = [[]]
+    study = Study(
+        title="small",
+        config=Small(),
+        quick=Small(2),
+        run=lambda config, progress: xr.Dataset({"size": ((), config.size)}),
+        summary=lambda data: {"ends": [float("nan"), data["size"].item()], "whole": float("inf")},
+        page=lambda data: pages[0] if pages else 1 / 0,
+    )
+    monkeypatch.setattr(studies, "load", lambda name: study)
+    cli.main(["run", "small", "--out", str(tmp_path), "--quick", "--size", "5"])
+    assert json.loads((tmp_path / "summary.json").read_text()) == {"ends": [None, 5], "whole": None}
+    page = (tmp_path / "report.html").read_text()
+    assert "a quick run: too small for its figures to settle" in page
+    assert "jaxsym run small --out runs/small --quick --size 5" in page
+    pages.clear()
+    with pytest.raises(ZeroDivisionError):
+        cli.main(["run", "small", "--out", str(tmp_path)])
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_file()) == ["results.nc"]
 
 
 def test_an_interrupt_leaves_nothing(tmp_path):

@@ -72,7 +72,7 @@ class Config:
 
     def __post_init__(self) -> None:
         """Refuse numbers that make no comparison."""
-        expect(self, rows=10, networks=4, width=2, steps=10, longer=2, batch_size=1, members=2)
+        expect(self, rows=10, networks=4, width=4, steps=10, longer=2, batch_size=1, members=2)
         if self.networks < 2 * self.members:
             msg = f"networks: got {self.networks}, expected at least {2 * self.members}, two ensembles of members = {self.members}."
             raise ValueError(msg)
@@ -82,8 +82,8 @@ class Config:
         if self.steps % RECORDS:
             msg = f"steps: got {self.steps}, expected a multiple of {RECORDS}, the number of records."
             raise ValueError(msg)
-        if not self.rate > 0:
-            msg = f"rate: got {self.rate}, expected a number above 0."
+        if not 0 < self.rate <= 1:
+            msg = f"rate: got {self.rate}, expected a number above 0 and at most 1."
             raise ValueError(msg)
 
 

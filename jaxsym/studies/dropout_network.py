@@ -160,7 +160,7 @@ def program(
         return {
             **curves,
             "step": trained.history["step"],
-            "stop": jnp.argmin(curves["validation_loss"]),
+            "stop": jnp.argmin(jnp.nan_to_num(curves["validation_loss"], nan=jnp.inf)),
             "params": trained.params,
             **{f"{name}_logits": forward(trained.params, getattr(data, name).inputs)[-1] for name in ("train", "test")},
         }

@@ -123,7 +123,9 @@ def summary(data: xr.Dataset) -> dict[str, Any]:
         plain = spread.sel(length="none", layer=layer, disturbed=False).values
         for disturbed, name in ((False, "off"), (True, "on")):
             own = spread.sel(length="dropout", layer=layer, disturbed=disturbed).values
-            figures[f"variance_ratio_{layer}_{name}"] = [float(np.exp(v)) for v in interval(np.log(own / plain))]
+            live = (own > 0) & (plain > 0)  # where not all units are off
+            found = interval(np.log(own[live] / plain[live])) if live.sum() > 1 else [np.nan] * 3
+            figures[f"variance_ratio_{layer}_{name}"] = [float(np.exp(v)) for v in found]
     return {**figures, "claims_that_failed": refuted(claims(figures)), **run_counts(data)}
 
 
@@ -143,7 +145,7 @@ def _remedies(data: xr.Dataset, none: Mapping[str, np.ndarray]) -> dict[str, Any
     for remedy in data["remedy"].values:
         name = identifier(str(remedy))
         tuned = {key: data[f"tuned_{key}"].sel(remedy=remedy).values.astype(float) for key in MEASURES}
-        place = int(tuned["validation_loss"].mean(axis=1).argmin())
+        place = int(np.nan_to_num(tuned["validation_loss"].mean(axis=1), nan=np.inf).argmin())
         figures[f"{name}_chosen"] = float(data["strength"].sel(remedy=remedy)[place])
         described(name, {key: values[place] for key, values in tuned.items()}, none)
     members, keys = data.attrs["members"], ("train_loss", "test_loss", "train_error", "test_error")

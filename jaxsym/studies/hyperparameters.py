@@ -359,9 +359,13 @@ def _dataset(
     return xr.Dataset(variables, coords=coords).assign_attrs(data=config.data, base=base)
 
 
+LEAST = 1e-12
+"""Losses below count as this: in float32 a loss can be 0."""
+
+
 def ratio(one: np.ndarray, other: np.ndarray, level: float = 0.95) -> list[float]:
     """Geometric mean of ``one / other`` over pairs, and the ends of its t interval."""
-    logs = np.log(np.minimum(one, CAP)) - np.log(np.minimum(other, CAP))
+    logs = np.log(np.clip(one, LEAST, CAP)) - np.log(np.clip(other, LEAST, CAP))
     reach = stats.t.ppf(0.5 + level / 2, len(logs) - 1) * logs.std(ddof=1) / np.sqrt(len(logs))
     return [float(np.exp(logs.mean() + sign * reach)) for sign in (0, -1, 1)]
 

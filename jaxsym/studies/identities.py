@@ -33,6 +33,10 @@ SMALL = 8
 INPUTS, UNITS = 4, 16
 
 
+WIDEST = 64
+"""Hidden layers of the networks whose groups are found."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Config:
     """What can be chosen."""
@@ -54,8 +58,8 @@ class Config:
         if self.rows % max(BATCHES):
             msg = f"rows: got {self.rows}, expected a multiple of {max(BATCHES)}, the largest minibatch."
             raise ValueError(msg)
-        if not all(width >= 1 for widths in self.kinds for width in widths):
-            msg = f"hidden: got {self.hidden!r}, expected positive widths."
+        if not all(2 <= width <= WIDEST for widths in self.kinds for width in widths):
+            msg = f"hidden: got {self.hidden!r}, expected widths from 2 to {WIDEST}."
             raise ValueError(msg)
 
     @property
@@ -81,7 +85,7 @@ def run(config: Config, progress: Progress) -> xr.Dataset:
         maps = clock.ensemble("tanh as sigmoid", mapped(kinds), keys, steps=1)
         steps = len(WAYS) * config.steps
         training = clock.ensemble("gradient descent", trained(config.steps, config.seed), keys, steps=steps)
-    orders = [[float(sym.order) for sym in pair] for pair in kinds.values()]
+    orders = [[str(sym.order) for sym in pair] for pair in kinds.values()]
     return _dataset(config, points, pieces, batches, maps, training, np.array(orders)).assign(clock.variables())
 
 
@@ -249,7 +253,7 @@ def _dataset(
         "tooth_error": (("tooth",), np.maximum.reduce([pieces["teeth"][name] for name in ("value_error", "second_difference", "jump")]), {"long_name": "largest error of these pieces"}),
         "knot": (("knots",), knots, {"long_name": "where the pieces of one network begin, and the last one ends"}),
         "knot_value": (("knots",), values, {"long_name": "its output there"}),
-        "order": (("hidden", "activation"), orders, {"long_name": "number of elements of the group"}),
+        "order": (("hidden", "activation"), orders, {"long_name": "number of elements of the group, in digits"}),
         "training_loss": (("network", "way", "record"), training["training_loss"], {"long_name": "training loss along gradient descent"}),
         "apart": (("network", "way", "record"), training["apart"], {"long_name": "root mean square distance from the outputs of the tanh network, on other rows"}),
     }  # fmt: skip

@@ -46,7 +46,7 @@ class Config:
 
     def __post_init__(self) -> None:
         """Refuse numbers that cannot be shared out evenly."""
-        expect(self, devices=2, hidden=1, batch=1, steps=1, networks=2)
+        expect(self, devices=2, hidden=1, batch=1, steps=2, networks=2)
         for name in ("hidden", "batch"):
             if getattr(self, name) % (2 * self.devices):
                 msg = (

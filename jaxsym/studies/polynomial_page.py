@@ -288,12 +288,17 @@ def _rates(data: xr.Dataset, summary: Mapping[str, Any]) -> Section:
         for d in SHOWN
     ]
     lost = [d for d in degrees if at_chapter[d - 1] > 0.5]
+    smaller = (
+        "A smaller rate keeps more runs finite, but what is small enough for the highest power is too small for the others. "
+        if shares[-1].sum() < shares[0].sum()
+        else ""
+    )
     never = [d for d in degrees if not np.isfinite(best[d - 1])]
     near = [d for d in degrees if best[d - 1] > start / 2]
     return Section(
         "Without 1/i!",
         [
-            f"Powers that are not divided: on {CHAPTER_ROWS} rows, at the chapter's rate of 0.01, more than half of the runs diverge at degrees {spans(lost)}. A smaller rate keeps more runs finite, but what is small enough for the highest power is too small for the others: at the best rate of those tried, down to {rates[-1]}, more than half of the"
+            f"Powers that are not divided: on {CHAPTER_ROWS} rows, at the chapter's rate of 0.01, more than half of the runs diverge at degrees {spans(lost)}. {smaller}At the best rate of those tried, down to {rates[-1]}, more than half of the"
             f" start's loss ({start:.3g}, of zero weights) is left at degrees {spans(near)}"
             + (f"; at degrees {spans(never)} no rate tried keeps half of the runs finite." if never else "."),
         ],
@@ -348,7 +353,7 @@ def _solving(data: xr.Dataset, summary: Mapping[str, Any]) -> Section:
         [
             f"At degree 3 SGD's training loss is {said(gap)} above the least one: {middle(gap)[0] / summary['noise_floor']:.1%} of the variance of the noise.",
             f"Four ways to the least squares in float64 on {CHAPTER_ROWS} rows, against the normal equations solved with 200 decimal places ({data.sizes['reference']} draws). QR and SVD work on the features; Cholesky and LU on the normal equations, whose condition number is the square of the"
-            f" features': they have lost half of the 16 digits at degrees {listed([f'{spans(found)} ({scaling})' for scaling, found in half.items()])}. The 1/i! helps SGD; with and without it Cholesky's digits differ by at most {apart:.1f}{', for dividing columns by numbers does not change how nearly dependent they are' if apart < 3 else ''}.",
+            f" features': they have lost half of the 16 digits at degrees {listed([f'{spans(found)} ({scaling})' for scaling, found in half.items()])}. With and without the 1/i! Cholesky's digits differ by at most {apart:.1f}{', for dividing columns by numbers does not change how nearly dependent they are' if apart < 3 else ''}.",
             f"Cholesky finds no factor at degree 20 in {float(lost.sel(scaling=SCALED, way='Cholesky', degree=20)):.0%} of the draws with 1/i! and {float(lost.sel(scaling=PLAIN, way='Cholesky', degree=20)):.0%} without: to rounding the matrix is not positive definite. LU always gives weights, right or not: at degree 20 with 1/i! it has {float(kept.sel(scaling=SCALED, way='LU', degree=20)):.1f} right digits, though"
             f" its training loss exceeds the least one by only {float(excess.sel(scaling=SCALED, way='LU', degree=20)):.1e} of it: the errors lie where the features hardly differ on the training rows.",
             f"SVD drops singular values below rounding: with 1/i! at degree 20 the training loss is {cut:.2g} of the least one above it"

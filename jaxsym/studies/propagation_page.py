@@ -74,7 +74,8 @@ def _signals(data: xr.Dataset) -> Section:
             if column == 0:
                 ax.set_ylabel(label)
     plots.legend(axes[int(np.argmin(reach))], loc="lower right")  # where the lines leave room
-    weights = middle(data["weight_gradient_ratio"]).isel(depth=-1).sel(architecture="plain", activation="relu")
+    alive = plain["variance"].isel(layer=-1) > DEAD
+    weights = middle(plain["weight_gradient_ratio"].isel(depth=-1).where(alive)).sel(activation="relu")
     outputs = middle(ratio(data)).sel(architecture="plain", activation="relu")
     calm = float(abs(weights).max())
     small = str(outputs["initializer"].values[int(outputs.values.argmin())])
@@ -130,7 +131,7 @@ def _signals(data: xr.Dataset) -> Section:
 
 def _ends(data: xr.Dataset) -> list[xr.DataArray]:
     plain = data.sel(architecture="plain")
-    weights = plain["weight_gradient_ratio"].isel(depth=-1)
+    weights = plain["weight_gradient_ratio"].isel(depth=-1).where(plain["variance"].isel(layer=-1) > DEAD)
     slope = plain["slope"].mean("layer")
     slope = slope.copy(data=np.log10(slope.values))
     return [middle(values) for values in (change(plain), ratio(plain), weights, slope)]

@@ -55,6 +55,9 @@ class Config:
     def __post_init__(self) -> None:
         """Refuse numbers that make no ensemble, and kinds that there are not."""
         expect(self, networks=2, few=2, steps=RECORDS, rows=networks.MINIBATCH)
+        if self.few > self.networks:
+            msg = f"few: got {self.few}, expected at most networks = {self.networks}."
+            raise ValueError(msg)
         if "mlp" not in chosen(self.kinds, NETS, "kind of network"):
             msg = f"kinds: got {self.kinds!r}, expected mlp among them: the headline figures are its."
             raise ValueError(msg)

@@ -75,6 +75,10 @@ def proximal(learning_rate: Any, threshold: Any = 0.0) -> optax.GradientTransfor
     return optax.GradientTransformation(init, update)
 
 
+LOUDEST = 1e6
+"""Standard deviation of the noise, at most."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Config:
     """What can be chosen."""
@@ -102,8 +106,8 @@ class Config:
         if not sizes or sizes[0] != FEW_ROWS or sizes != sorted(set(sizes)):
             msg = f"sizes: got {self.sizes!r}, expected numbers in rising order, separated by commas, the first {FEW_ROWS}."
             raise ValueError(msg)
-        if not 0 < self.noise < np.inf:
-            msg = f"noise: got {self.noise}, expected a positive number."
+        if not 0 < self.noise <= LOUDEST:
+            msg = f"noise: got {self.noise}, expected a positive number, at most {LOUDEST:g}."
             raise ValueError(msg)
 
 

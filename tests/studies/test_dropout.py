@@ -2,6 +2,7 @@
 
 import html
 import json
+import math
 import re
 
 import jax
@@ -224,6 +225,8 @@ def test_the_page_says_the_figures(folder, summary):
         ({"steps": 25}, "steps: got 25, expected a multiple of 10"),
         ({"batch_size": 501}, "batch_size: got 501"),
         ({"rate": 0.0}, "rate: got 0.0"),
+        ({"rate": math.inf}, "rate: got inf, expected a number above 0 and at most 1"),
+        ({"width": 3}, "width: got 3"),
     ],
 )
 def test_bad_config(options, message):

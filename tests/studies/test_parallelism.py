@@ -224,7 +224,7 @@ def test_environment_asks_for_as_many_devices(monkeypatch):
         ({"batch": 30}, "batch: got 30, expected a multiple of 8"),
         ({"batch": 1600}, "batch: got 1600, expected at most 1438"),
         ({"networks": 1}, "networks: got 1"),
-        ({"steps": 0}, "steps: got 0"),
+        ({"steps": 1}, "steps: got 1, expected at least 2"),
         ({"seed": -1}, "seed: got -1"),
     ],
 )

@@ -200,7 +200,7 @@ def test_powers():
     assert [power(value) for value in (0, 1, 3, -4.25, -np.inf)] == ["1", "10", "10^3.0", "10^-4.2", "0"]
 
 
-@pytest.mark.parametrize(("name", "value"), [("networks", 1), ("width", 1), ("few", 0), ("steps", 0), ("seed", -1)])
+@pytest.mark.parametrize(("name", "value"), [("networks", 5), ("width", 1), ("few", 0), ("steps", 0), ("seed", -1)])
 def test_bad_config(name, value):
     with pytest.raises(ValueError, match=f"{name}: got {value}"):
         Config(**{name: value})

@@ -176,7 +176,7 @@ def test_the_page_says_the_figures(folder, results, summary):
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("networks", 1), ("few", 1), ("steps", 3), ("rows", 5), ("kinds", "cnn,rnn")]
+    ("name", "value"), [("networks", 1), ("few", 1), ("few", 1000), ("steps", 3), ("rows", 5), ("kinds", "cnn,rnn")]
 )
 def test_bad_config(name, value):
     with pytest.raises(ValueError, match=f"{name}: got {value!r}"):

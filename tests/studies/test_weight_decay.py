@@ -187,6 +187,7 @@ def test_the_page_says_the_figures(folder, summary):
     ("name", "value", "got"),
     [
         ("draws", 1, "1"),
+        ("noise", 1e39, "1e\\+39"),
         ("validation", 0, "0"),
         ("steps", 5, "5"),
         ("noise", 0.0, "0.0"),
