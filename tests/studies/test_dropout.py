@@ -14,10 +14,11 @@ from scipy import stats
 from jaxsym import cli
 from jaxsym.data import Rows
 from jaxsym.models import MLP
-from jaxsym.studies import load
+from jaxsym.studies import dropout, load
+from jaxsym.studies.classifying import Parts
 from jaxsym.studies.classifying import load as load_data
 from jaxsym.studies.dropout import RATES, STRENGTHS, Config, strengths
-from jaxsym.studies.dropout_network import CHAPTER, KINDS, factor, forward, left_on, make_loss, parts
+from jaxsym.studies.dropout_network import CHAPTER, KINDS, factor, forward, left_on, make_loss, parts, program
 from jaxsym.studies.dropout_summary import claims, identifier
 from jaxsym.studies.study import tally
 
@@ -119,6 +120,31 @@ def test_masks_left_on_are_averaged(case):
     np.testing.assert_allclose(calm, -plain, rtol=1e-5)
 
 
+def test_variance_is_over_rows_and_its_mean_over_units():
+    """After a step, by hand: a unit's own level is no part of it."""
+    rows = Rows(jax.random.normal(jax.random.key(0), (6, 3)), jnp.arange(6) % 2)
+    one = program(Parts(rows, rows, rows), 4, 2, kind="dropout", steps=1, batch_size=3, rate=0.1, records=1)
+    key, rates = jax.random.key(1), (0.2, 0.5)
+    found = jax.jit(one)(key, dict(zip(("first", "second"), rates, strict=True)))
+    for disturbed, own in enumerate(((), (jax.random.fold_in(key, 3), rates))):
+        for layer, hidden in enumerate(forward(found["params"], rows.inputs, *own)[:2]):
+            by_unit = np.asarray(hidden).var(axis=0)
+            assert found["variance"][-1, layer, disturbed] == pytest.approx(by_unit.mean(), rel=1e-4)
+            assert by_unit.mean() < 0.99 * np.asarray(hidden).var()
+
+
+def test_an_ensemble_averages_probabilities():
+    """Two groups of two networks, one row of class 0: in the first one of them all but excludes it, which logits would not forget."""
+    chances = np.array([[[1e-4, 0.45, 0.5499], [0.8, 0.1, 0.1]], [[0.3, 0.6, 0.1], [0.2, 0.6, 0.2]]])
+    rows = Rows(jnp.zeros((1, 3)), jnp.array([0]))
+    logits = jnp.asarray(np.log(chances).reshape(1, 1, 4, 1, 3))
+    grids = {f"{part}_logits": logits for part in ("train", "test")}
+    found = dropout._ensembles(Config(networks=4, members=2), Parts(rows, rows, rows), grids)
+    for part in ("train", "test"):
+        np.testing.assert_allclose(found[f"ensemble_{part}_loss"][1], -np.log([0.40005, 0.25]), rtol=1e-5)
+        np.testing.assert_array_equal(found[f"ensemble_{part}_error"][1], [0, 100])
+
+
 def test_images_are_made_smaller():
     large = parts(load_data("mnist_5k"), 20)
     assert large.train.inputs.shape == (20, 196)
@@ -190,6 +216,19 @@ def test_variance_on_is_that_of_the_masks(results):
     np.testing.assert_allclose(none.sel(disturbed=True), none.sel(disturbed=False), rtol=1e-5)
     first = variance.sel(length="swapped", layer=1).mean("network")
     assert float(first.sel(disturbed=True)) > float(first.sel(disturbed=False))
+
+
+def test_variance_ratios_are_those_at_the_end_of_the_ordinary_training(results, summary):
+    assert results.attrs["steps"] == 40
+    steps = results.step.values.tolist()
+    for layer in (0, 1):
+        plain = results.variance.values[0, :, steps.index(40), layer, 0].astype(float)
+        for disturbed, name in enumerate(("off", "on")):
+            own = results.variance.values[1, :, steps.index(40), layer, disturbed]
+            logs = np.log(own / plain)
+            low, high = stats.t.interval(0.95, len(logs) - 1, logs.mean(), stats.sem(logs))
+            expected = np.exp([logs.mean(), low, high])
+            np.testing.assert_allclose(summary[f"variance_ratio_{layer + 1}_{name}"], expected, rtol=1e-4)
 
 
 def test_claims_can_come_out_either_way(summary):

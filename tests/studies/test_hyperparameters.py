@@ -12,7 +12,7 @@ from scipy import stats
 
 from jaxsym import cli
 from jaxsym.models import MLP
-from jaxsym.studies import load
+from jaxsym.studies import hyperparameters, load
 from jaxsym.studies.classifying import load as load_data
 from jaxsym.studies.hyperparameters import (
     ACTIVATIONS,
@@ -30,7 +30,7 @@ from jaxsym.studies.hyperparameters import (
     space,
 )
 from jaxsym.studies.hyperparameters_page import CAP, claims
-from jaxsym.studies.study import tally
+from jaxsym.studies.study import silent, tally
 from jaxsym.sweep.search import Searcher, parse
 from jaxsym.training import make_train
 from jaxsym.training.initial import initializer
@@ -142,6 +142,72 @@ def test_summary_is_recomputed_from_the_file(results, summary):
     blocks = results.validation.values[: len(JOINT)].min(axis=2)
     assert summary["friedman_p"] == pytest.approx(stats.friedmanchisquare(*blocks).pvalue)
     assert summary["networks"] == (6 + 5 + 13 + 5 + 6) * 2 + len(WAYS) * 2 * (16 + 2)
+
+
+SEARCHES, BATCH, NETWORKS = 4, 8, 3
+
+
+@pytest.fixture(scope="module")
+def untrained():
+    """A run whose losses are drawn instead of computed, and the keys of each of its programs."""
+    keys = {}
+
+    def drawn(clock, label, fn, own, at, *, steps):
+        keys[label] = np.asarray(jax.random.key_data(own))
+        rng = np.random.default_rng(len(keys))
+        names = ("train", "validation", "test", "accuracy")
+        found = {name: rng.lognormal(size=len(own)) for name in names}
+        return found | {"diverged": rng.random(len(own)) < 0.5}
+
+    sizes = {"searches": SEARCHES, "networks": NETWORKS, "trials": 2 * BATCH, "batch": BATCH}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(hyperparameters.Clock, "ensemble", drawn)
+        data = hyperparameters.run(Config(**sizes, rows=100, most_units=32, widest=32), silent)
+    return data, keys
+
+
+def test_all_ways_of_searching_have_the_same_keys(untrained):
+    """A key for each search, the same in all its trials; what was chosen has others."""
+    _, keys = untrained
+    first, second = (keys[f"search: batch {n}"].reshape(len(WAYS), SEARCHES, BATCH, -1) for n in (1, 2))
+    np.testing.assert_array_equal(first, second)
+    np.testing.assert_array_equal(first, np.broadcast_to(first[:1, :, :1], first.shape))
+    afresh = keys["what was chosen"].reshape(len(WAYS) * SEARCHES, NETWORKS, -1)
+    np.testing.assert_array_equal(afresh, np.broadcast_to(afresh[:1], afresh.shape))
+    assert len(np.unique(np.concatenate([first[0, :, 0], afresh[0]]), axis=0)) == SEARCHES + NETWORKS
+
+
+def test_comparisons_of_searches_by_hand(untrained):
+    """The four with random search have intervals of 98.75%, so that all of them hold together with 95%."""
+    data, _ = untrained
+    found = hyperparameters.summary(data)
+    best = np.log(data.validation.values.min(axis=2))
+    afresh = np.log(np.median(data.chosen_validation.values, axis=2))
+    random, one = WAYS.index("random"), WAYS.index("one_at_a_time")
+
+    def agrees(key, logs, level):
+        interval = stats.t.interval(level, SEARCHES - 1, logs.mean(), stats.sem(logs))
+        np.testing.assert_allclose(found[key], np.exp([logs.mean(), *interval]))
+
+    for place, way in enumerate(WAYS[:5]):
+        if place != random:
+            agrees(f"over_random_{way}", best[place] - best[random], 0.9875)
+            agrees(f"afresh_over_random_{way}", afresh[place] - afresh[random], 0.9875)
+        agrees(f"over_one_at_a_time_{way}", best[place] - best[one], 0.95)
+    agrees("joint_over_one_at_a_time", best[:5].mean(axis=0) - best[one], 0.95)
+    agrees("luck", afresh.mean(axis=0) - best.mean(axis=0), 0.95)
+
+
+@pytest.mark.parametrize("enough", [1, 4, 16, 32])
+def test_units_are_enough_where_no_doubling_helps_any_more(untrained, enough):
+    data = untrained[0].copy(deep=True)
+    units = data.axis.values == "units"
+    widths = data.value.values[units].astype(int)
+    assert widths.tolist() == [1, 2, 4, 8, 16, 32]
+    data.alone_validation[units] = np.outer(1 / np.minimum(widths, enough), np.arange(1, NETWORKS + 1))
+    found = hyperparameters._alone_figures(data)
+    assert found["units_enough"] == enough
+    np.testing.assert_allclose(found["units_gain"], [1 / enough] * 3)
 
 
 def test_trials_are_those_that_the_samplers_ask_for(results):

@@ -2,6 +2,7 @@
 
 import math
 import re
+import types
 
 import flax.linen as nn
 import jax
@@ -12,10 +13,10 @@ from jax.flatten_util import ravel_pytree
 
 from jaxsym import cli
 from jaxsym.models import MLP
-from jaxsym.studies import load
+from jaxsym.studies import identities, identities_maps, identities_pieces, load
 from jaxsym.studies.identities import SHAPES, Config, prelu
-from jaxsym.studies.identities_maps import by_leaf, metric, networks, to_sigmoid, to_tanh
-from jaxsym.studies.identities_pieces import INPUTS, MOST, outputs, random_chain, sawtooth, walk
+from jaxsym.studies.identities_maps import by_leaf, mapped, metric, networks, to_sigmoid, to_tanh
+from jaxsym.studies.identities_pieces import INPUTS, MOST, Pieces, checked, outputs, random_chain, sawtooth, walk
 from jaxsym.studies.identities_summary import TOLERANCE, claims, mismatches, predicted
 
 OPTIONS = ["--quick", "--networks", "5", "--steps", "40", "--hidden", "3; 3, 2"]
@@ -69,6 +70,25 @@ def test_breakpoints_are_where_second_differences_are(walked):
     assert all(np.abs(inner - t[index + 1]).min() <= t[1] - t[0] for index in bent)
 
 
+def test_wrong_pieces_are_found_out(monkeypatch):
+    """One line instead of all pieces: what it misses at five points, and how the network bends between them."""
+    with jax.enable_x64(True):
+        chain, line = random_chain(jax.random.key(3), jnp.array(8), jnp.array(2))
+        at = np.array([-1.6, -0.8, 0.0, 0.8, 1.6])
+        asked = np.asarray(jax.jit(jax.vmap(lambda t: outputs(chain, line, t)[0]))(jnp.array(at)))
+        valid = jnp.arange(2) < 1
+        one = [jnp.where(valid, value, 0) for value in (-2.0, 2.0, 0.7, 0.3)]
+        monkeypatch.setattr(identities_pieces, "walk", lambda chain, line: Pieces(*one, valid))
+        found = jax.jit(checked)(chain, line)
+    size = max(1.0, np.abs(asked).max())
+    missed = np.abs(asked - 0.7 - 0.3 * at).max() / size
+    bent = max(abs(asked[0] + asked[4] - 2 * asked[2]), abs(asked[1] + asked[3] - 2 * asked[2])) / size
+    assert min(missed, bent) > 0.01
+    assert float(found["value_error"]) == pytest.approx(missed)
+    assert float(found["second_difference"]) == pytest.approx(bent)
+    assert int(found["regions"]) == 1
+
+
 def test_a_walk_that_is_too_long_says_so(results):
     assert bool(results.finished.all())
     assert int(results.regions.max()) < MOST
@@ -117,6 +137,22 @@ def test_the_map_is_right_and_its_neighbours_are_wrong(hidden):
         last = f"Dense_{len(hidden)}"
         there["params"][last]["bias"] = params["params"][last]["bias"]  # the shift forgotten
         assert float(jnp.abs(sigmoid.apply(there, x) - tanh.apply(params, x)).max()) > 0.01
+
+
+@pytest.mark.parametrize(
+    ("name", "broken"), [("to_tanh", {"map_back"}), ("to_sigmoid", {"map", "map_back"}), (None, set())]
+)
+def test_a_map_that_does_nothing_is_found_out(monkeypatch, name, broken):
+    """The group of the signs and permutations is left out: it moves nothing here."""
+    still = types.SimpleNamespace(sample=lambda key: None, act=lambda element, params: params)
+    monkeypatch.setattr(identities_maps, "orbit_distance", lambda *_: jnp.zeros(()))
+    if name:
+        monkeypatch.setattr(identities_maps, name, lambda params: params)
+    with jax.enable_x64(True):
+        found = mapped({(2,): (still, still)})(jax.random.key(0))
+    for key in ("map", "map_back"):
+        assert (float(found[key][0]) > 0.1) == (key in broken)
+        assert key in broken or float(found[key][0]) < 1e-14
 
 
 def test_the_metric_is_the_matrix_times_its_transpose():
@@ -170,9 +206,40 @@ def test_batch_normalisation_of_two_rows_is_a_sign(results):
     assert float(results.alone.max()) == 0
 
 
+def test_the_mean_of_minibatch_gradients_by_hand():
+    """Of tanh, that on all rows; with batch normalisation before it something else, by how much from the formulas."""
+    with jax.enable_x64(True):
+        key = jax.random.key(0)
+        found = jax.jit(identities._batches(256))(key)
+        shapes = (256, 4), (4, 16), (16,), (256,)
+        draws = [
+            np.asarray(jax.random.normal(own, shape))
+            for own, shape in zip(jax.random.split(key, 4), shapes, strict=True)
+        ]
+    x, kernel, out, targets = draws[0], draws[1] / 2, draws[2] / 4, draws[3]
+
+    def gradient(x, targets):
+        """Backward through the mean square, tanh and batch normalisation; its variances have 1e-5 added."""
+        z = x @ kernel
+        spread = np.sqrt(z.var(axis=0) + 1e-5)
+        normal = (z - z.mean(axis=0)) / spread
+        written = np.tanh(normal)
+        back = np.outer(2 / len(x) * (written @ out - targets), out) * (1 - written**2)
+        back = (back - back.mean(axis=0) - normal * (back * normal).mean(axis=0)) / spread
+        return x.T @ back
+
+    whole = gradient(x, targets)
+    parts = [gradient(x[first : first + 8], targets[first : first + 8]) for first in range(0, 256, 8)]
+    expected = np.linalg.norm(np.mean(parts, axis=0) - whole) / np.linalg.norm(whole)
+    assert expected > 0.01
+    assert float(found["normalized_gradient"]) == pytest.approx(expected, rel=1e-6)
+    assert float(found["elementwise_gradient"]) < 1e-14
+
+
 def test_summary_is_recomputed_from_the_file(results, summary):
     assert summary == load("identities").summary(results)
-    assert summary["max_error"] == float(results.error.values.max()) < TOLERANCE
+    largest = max(float(results.error.values.max()), float(results.tooth_error.values.max()))
+    assert summary["max_error"] == largest < TOLERANCE
     assert summary["sawtooth_pieces"] == [2**depth for depth in range(1, 7)]
     slope = np.polyfit(np.log([w * d for w, d in SHAPES]), np.log(results.pieces.values.mean(1)), 1)[0]
     assert summary["pieces_exponent"] == pytest.approx(slope)

@@ -6,22 +6,24 @@ import os
 import re
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import jax
 import numpy as np
 import optax
 import pytest
+import xarray as xr
 
 from jaxsym import cli
-from jaxsym.data import digits, flattened
+from jaxsym.data import Rows, digits, flattened
 from jaxsym.models import MLP
 from jaxsym.studies import load, parallelism
 from jaxsym.studies.classifying import cross_entropy, take
 from jaxsym.studies.parallelism import Config, computed, environment
-from jaxsym.studies.parallelism_summary import claims, local_parameters
+from jaxsym.studies.parallelism_summary import MEMORY, claims, local_parameters, total_memory
 from jaxsym.studies.parallelism_traffic import shape_bytes, traffic
-from jaxsym.studies.parallelism_worker import apart, layouts, trained
+from jaxsym.studies.parallelism_worker import apart, layouts, measure, trained
 from jaxsym.studies.study import network_keys, silent
 
 HIDDEN, BATCH, STEPS, NETWORKS = 32, 16, 3, 2
@@ -164,6 +166,36 @@ def test_traffic_reads_tuples_loops_calls_and_halves():
     assert shape_bytes("(bf16[3,2]{1,0}, s8[5]{0}, f8e4m3fn[4]{0}, f32[])") == 12 + 5 + 4 + 4
     with pytest.raises(ValueError, match="no ENTRY"):
         traffic("HloModule nothing")
+
+
+def test_memory_is_arguments_outputs_of_their_own_and_temporary_values(monkeypatch):
+    """Of a program of which the compiler says other numbers: outputs that take the place of arguments are not counted twice."""
+    said = types.SimpleNamespace(
+        argument_size_in_bytes=1000, output_size_in_bytes=300, alias_size_in_bytes=280, temp_size_in_bytes=5000
+    )
+
+    class Compiled:
+        lower = compile = lambda self, *_: self
+        memory_analysis = lambda self: said  # noqa: E731
+        as_text = lambda self: PROGRAM  # noqa: E731
+        __call__ = lambda self, params, rows: params  # noqa: E731
+
+    shapes = ((64, 4), (4,)), ((4, 10), (10,))
+    layers = [[np.zeros((NETWORKS, *shape), np.float32) for shape in pair] for pair in shapes]
+    params = {
+        "params": {f"Dense_{i}": dict(zip(("kernel", "bias"), pair, strict=True)) for i, pair in enumerate(layers)}
+    }
+    rows = Rows(np.zeros((2, 64), np.float32), np.zeros(2, np.int32))
+    monkeypatch.setattr(jax, "jit", lambda *_, **__: Compiled())
+    found = measure(MLP((4, 10), "relu"), layouts([])[0], params, rows, 1)
+    assert found.memory == {"argument": 1000, "output": 20, "temporary": 5000}
+    assert list(found.memory) == list(MEMORY)
+    assert found.parameter_bytes == 4 * NETWORKS * (64 * 4 + 4 + 4 * 10 + 10)
+
+
+def test_all_parts_of_the_memory_are_added():
+    data = xr.Dataset({"memory": (("layout", "part"), [[1, 20, 300], [4, 50, 600]])}, {"part": list(MEMORY)})
+    assert total_memory(data).values.tolist() == [321, 654]
 
 
 def test_layouts():

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from jaxsym import cli
-from jaxsym.studies import load
+from jaxsym.studies import load, polynomial
 from jaxsym.studies.polynomial import Config
 from jaxsym.studies.polynomial_exact import (
     COEFFICIENTS,
@@ -149,6 +149,45 @@ def test_features_are_those_of_jax_too():
     expected = [[v**i / math.factorial(i) for i in range(5)] for v in x]
     np.testing.assert_allclose(features(x, factorials(5)), expected)
     np.testing.assert_allclose(jax.jit(features)(x, factorials(5)), expected, rtol=1e-6)
+
+
+def test_hermite_columns_are_orthonormal():
+    """By Gauss-Hermite quadrature, which is exact for their products."""
+    nodes, weights = np.polynomial.hermite_e.hermegauss(12)
+    columns = hermite(nodes, 9)
+    np.testing.assert_allclose(columns.T @ (weights[:, None] / weights.sum() * columns), np.eye(9), atol=1e-10)
+
+
+def test_the_excess_of_zero_weights_is_by_pythagoras(monkeypatch):
+    """Targets are a fit and what is left, at right angles: zero weights lose the mean square of the fit."""
+    x, y = drawn(4, 30)
+    monkeypatch.setattr(polynomial, "solved", lambda columns, y: np.zeros((len(WAYS), columns.shape[1])))
+    found = polynomial._compared(x[None], y[None])
+    np.testing.assert_allclose(found["error"], 1)
+    for degree in (1, 2, 3, 5):
+        left = np.polynomial.polynomial.polyfit(x, y, degree, full=True)[1][0][0] / len(x)
+        np.testing.assert_allclose(found["excess"][:, 0, degree - 1], np.mean(y**2) / left - 1, rtol=1e-8)
+
+
+def test_the_fits_of_many_rows_lose_the_least_expected_loss(results):
+    """The noise of variance 0.01, of which a fit of four weights takes four rows' worth; without the cubic, far more."""
+    rows = int(results.limit_rows)
+    assert rows == 4000
+    losses = results.limit_loss.sel(limit=3).values
+    spread = 0.01 * np.sqrt(2 / (rows - 4))
+    assert losses.mean() == pytest.approx(0.01 * (1 - 4 / rows), abs=4 * spread / np.sqrt(len(losses)))
+    assert losses.std(ddof=1) == pytest.approx(spread, rel=0.2)
+    for degree in (1, 2):
+        lost = results.limit_loss.sel(limit=degree).values
+        assert lost.mean() == pytest.approx(population_loss(degree), abs=4 * lost.std() / np.sqrt(len(lost)))
+
+
+def test_the_interval_of_a_median_is_by_order_statistics():
+    """Of ten values: fewer than two heads in ten tosses have a chance of 1.1%, fewer than three one of 5.5%."""
+    values = np.array([7.0, 3, 10, 1, 9, 4, 6, 2, 8, 5])
+    assert middle(values) == (5.5, 2, 9)
+    assert higher(values - 1.5, np.zeros(10))
+    assert not higher(values - 2.5, np.zeros(10))
 
 
 def test_infinite_losses_are_above_all_others():

@@ -6,9 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import xarray as xr
 
 from jaxsym import cli
-from jaxsym.studies import load
+from jaxsym.studies import load, propagation
 from jaxsym.studies.propagation import (
     ACTIVATIONS,
     ARCHITECTURES,
@@ -24,7 +25,7 @@ from jaxsym.studies.propagation import (
     extreme_values,
     layer,
 )
-from jaxsym.studies.propagation_summary import best, claims, inner, power, violations
+from jaxsym.studies.propagation_summary import _kept, best, claims, inner, power, training, violations
 from jaxsym.studies.study import network_keys
 
 WIDTH = 6
@@ -163,6 +164,60 @@ def test_the_lower_bound_fails_only_where_the_inner_width_is_the_largest(results
     assert max(inner(results)["upper"]) == 0
     assert float(results.composed_to_nothing) == 0
     np.testing.assert_allclose(results.inner_lower.sel(inner_width=1), 1)  # one number times another
+
+
+def test_slopes_and_ratios_of_gradients_by_numpy(monkeypatch):
+    """A chain of four tanh layers, forward and backward by hand."""
+    small = {"LAYERS": 4, "DEPTHS": (2, 4), "ARCHITECTURES": ("plain",), "ACTIVATIONS": ("tanh",)}
+    small |= {"INITIALIZERS": {"xavier": INITIALIZERS["xavier"]}, "chosen_activation": lambda number: jnp.tanh}
+    for name, value in small.items():
+        monkeypatch.setattr(propagation, name, value)
+    with jax.enable_x64(True):
+        key = jax.random.key(2)
+        found = jax.jit(propagation._signals(Config(width=3, rows=4)))(key)
+        keys = jax.random.split(key, 3)
+        kernels = np.asarray(draw(keys[0], jnp.array(0), 4, (3, 3)))
+        inputs, outputs = (np.asarray(jax.random.normal(own, (4, 3))) for own in keys[1:])
+    hidden = [inputs]
+    for kernel in kernels:
+        hidden.append(np.tanh(hidden[-1] @ kernel))
+    slopes = [1 - each**2 for each in hidden[1:]]
+    np.testing.assert_allclose(found["slope"][0, 0, 0], [np.sqrt(np.mean(each**2)) for each in slopes])
+    for place, depth in enumerate((2, 4)):
+        back, by_kernel, by_output = outputs / 4, [], []
+        for number in reversed(range(depth)):
+            by_output.append(np.linalg.norm(back))
+            by_kernel.append(np.linalg.norm(hidden[number].T @ (back * slopes[number])))
+            back = back * slopes[number] @ kernels[number].T
+        for name, norms in (("gradient_ratio", by_output), ("weight_gradient_ratio", by_kernel)):
+            assert float(found[name][0, 0, 0, place]) == pytest.approx(np.log10(norms[-1] / norms[0]))
+            assert norms[-1] != pytest.approx(norms[0], rel=1e-2)
+
+
+def test_the_learning_rate_is_chosen_by_the_training_loss():
+    """Not by the accuracy on the test rows, and not one at which networks diverge."""
+    by_rate = {"training_loss": [0.5, 0.1, 0.01], "accuracy": [0.9, 0.6, 0.8], "diverged": [False, False, True]}
+    dims = "architecture", "trained_activation", "initializer", "rate", "trained"
+    data = {name: (dims, np.tile(np.array(each)[:, None], (2, 1, 3, 1, 4))) for name, each in by_rate.items()}
+    found = training(xr.Dataset(data))
+    assert found.accuracy.sizes == {"architecture": 2, "trained_activation": 1, "initializer": 3, "trained": 4}
+    assert (found.accuracy == 0.6).all()
+    np.testing.assert_allclose(found.diverged, 1 / 3)
+
+
+def test_it_is_the_squared_gradient_whose_mean_is_kept():
+    """By a factor of 6.3 for all networks gradients are kept, and their squares are not; by 2.5 both are."""
+    cells = {"activation": ["identity", "tanh", "relu"], "initializer": ["xavier", "he"]}
+    dims = ("network", "architecture", *cells)
+    none = xr.DataArray(np.zeros((20, 1, 3, 2)), dims=dims, coords={"architecture": ["plain"], **cells})
+
+    def verdicts(ratios):
+        return [(said, holds) for claim, said, holds in _kept(none, ratios) if "squared gradient" in claim]
+
+    assert verdicts(none + 0.4) == [("mean factors 1 and 6.3 from end to end", True)] * 3
+    assert verdicts(none + 0.8) == [("mean factors 1 and 40 from end to end", False)] * 3
+    few = none - 0.5 * xr.DataArray(np.arange(20) >= 6, dims="network")  # whose squares 8.9 of 20 carry
+    assert verdicts(few) == [("mean factors 1 and 0.37 from end to end; 8.9 of 20 networks carry them", None)] * 3
 
 
 def test_a_tie_is_called_one(results):

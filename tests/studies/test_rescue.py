@@ -4,6 +4,7 @@ import json
 import math
 import operator
 import re
+import types
 
 import jax
 import jax.numpy as jnp
@@ -16,10 +17,11 @@ from scipy import stats
 from jaxsym import cli
 from jaxsym.data import digits, flattened
 from jaxsym.studies import load
-from jaxsym.studies.rescue import RATES, Config, remedies, sgd, squares, training
+from jaxsym.studies.rescue import RATES, Config, _resumed, remedies, sgd, squares, training
 from jaxsym.studies.rescue_pieces import Checkpoints, Programs
 from jaxsym.studies.rescue_summary import FINITE, FIRST, HEALTHY, LOST, MIDWAY, NEAR, claims, rescues, share
 from jaxsym.studies.study import Clock, network_keys, silent
+from jaxsym.training import Run
 
 NETWORKS, STEPS, EVERY = 4, 30, 3
 
@@ -189,6 +191,59 @@ def test_a_run_is_that_of_a_loop_by_hand(pieces):
     found = jax.tree.map(lambda leaf: leaf[0], programs.advance(start, 0, 2).params)
     apart = optax.tree.norm(optax.tree.sub(found, params)) / optax.tree.norm(params)
     assert float(apart) < 1e-4
+
+
+class Ledger:
+    """Programs that train nothing: the history of a run is the learning rate of every step that it has made."""
+
+    def __init__(self, networks, steps):
+        self.networks, self.steps, self.clock = networks, steps, types.SimpleNamespace(networks=0)
+        self.train = types.SimpleNamespace(start=lambda key: jax.tree.map(operator.itemgetter(0), self.start({})))
+
+    def start(self, hyper):
+        optimizer = {name: np.full(self.networks, value) for name, value in hyper.items()}
+        none, history = np.zeros(self.networks, int), np.zeros((self.networks, self.steps))
+        return Run(none, none, optimizer, None, none, none, {}, {"loss": history})
+
+    def advance(self, run, first, steps, count):
+        assert (run.step == first).all()
+        history = run.history["loss"].copy()
+        history[:, first : first + steps] = run.optimizer["learning_rate"][:, None]
+        return run._replace(step=run.step + steps, history={"loss": history})
+
+    def finish(self, run):
+        calm = {"max_norm": np.full(self.networks, np.inf), "warm_up": np.ones(self.networks)} | run.optimizer
+        return {"loss": calm["max_norm"], "accuracy": calm["warm_up"], "history": run.history["loss"]}
+
+    def say(self, label):
+        pass
+
+
+@pytest.mark.parametrize(("kind", "rate"), [(FIRST, 0.7), (MIDWAY, 2.0)])
+def test_runs_go_on_where_they_were_at_the_rate_that_made_them_diverge(kind, rate):
+    """Every remedy, Adam too, makes the steps after its checkpoint and no others; midway the rate is the raised one."""
+    config, ledger, places = Config(networks=3, steps=10, checkpoint_every=2), Ledger(3, 10), [[1, 2, 0], [2, 4, 0]]
+
+    def restore(index):
+        run = ledger.start(remedies(config, rate)["unchanged"])
+        return run._replace(step=np.full(3, 2 * index), history={"loss": np.full((3, 10), -1.0)})
+
+    checkpoints = types.SimpleNamespace(
+        points=lambda: np.array([*places, places[1]]),
+        diverged=lambda: np.array([True, True, False]),
+        steps=list(range(0, 11, 2)),
+        restore=restore,
+    )
+    found = {name: values for name, (_, values, _) in _resumed(config, kind, ledger, ledger, checkpoints).items()}
+    rates = [rate, rate, rate / 10, rate, 0.003]
+    for point, network in np.ndindex(2, 2):
+        step = 2 * places[point][network]
+        for remedy, own in enumerate(rates):
+            history = found["late_history"][point, remedy, network]
+            np.testing.assert_allclose(history, [-1] * step + [own] * (10 - step), rtol=1e-6)
+        np.testing.assert_allclose(found["late_loss"][point, :, network], [np.inf, 0.3, *[np.inf] * 3], rtol=1e-6)
+        np.testing.assert_allclose(found["late_accuracy"][point, :, network], [1, 1, 1, 2, 1])
+    assert np.isnan(found["late_history"][:, :, 2]).all()
 
 
 def test_the_page_says_the_figures(folder, summary):

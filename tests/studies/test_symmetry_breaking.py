@@ -13,7 +13,7 @@ from jax.flatten_util import ravel_pytree
 
 import jaxsym as js
 from jaxsym import cli
-from jaxsym.studies import load
+from jaxsym.studies import load, symmetry_breaking
 from jaxsym.studies import symmetry_breaking_networks as networks
 from jaxsym.studies.study import tally
 from jaxsym.studies.symmetry_breaking import Config, problem
@@ -121,6 +121,77 @@ def test_half_of_the_pairs_show_one_digit():
     assert pairs.inputs.shape == (40, 2, 8, 8)
     assert int(pairs.targets.sum()) == 20
     assert problem("mlp", rows, 40, jax.random.key(0)).inputs.shape == (40, 8, 8)
+
+
+def only_threes(num):
+    """So many training rows, all of class 3, and four to test on, of which one is."""
+    images = jax.random.uniform(jax.random.key(0), (num, 8, 8))
+    return js.data.Rows(images, jnp.full(num, 3)), js.data.Rows(images[:4], jnp.array([3, 0, 5, 9]))
+
+
+def test_the_accuracy_is_that_of_the_test_rows():
+    """After a step everything is taken for a 3, which all training rows are and a quarter of the test rows is."""
+    train, test = only_threes(6)
+    one = symmetry_breaking.training("mlp", train, test, 1)
+    hyper = networks.hyperparameters(WAYS["nothing"], jnp.zeros(1), jnp.full(1, 0.5))
+    found = jax.jit(one)(jax.random.key(0), {name: each[0] for name, each in hyper.items()} | {"constant": 0.1})
+    assert float(found["accuracy"]) == 0.25
+    assert float(found["loss"]) < np.log(10)
+
+
+def test_the_accuracy_of_softmax_regression_is_that_of_the_test_rows():
+    train, test = only_threes(symmetry_breaking.REGRESSION_BATCH)
+    one = symmetry_breaking._softmax(js.data.Split(train, test, (), ()), 1)
+    assert float(jax.jit(one)(jax.random.key(0), 0.0, 0.0)) == 0.25
+
+
+def test_the_error_of_linear_regression_is_relative_to_the_true_weights(monkeypatch):
+    """Where nothing is learned: 1 from zeros, by hand from 0.1."""
+    monkeypatch.setattr(symmetry_breaking, "REGRESSION_RATE", 0.0)
+    one = jax.jit(symmetry_breaking._linear(1))
+    weights = np.asarray(jax.random.normal(jax.random.split(jax.random.key(1))[1], (8, 1)))
+    assert float(one(jax.random.key(0), 0.0, 0.0)) == pytest.approx(1)
+    expected = np.sum((weights - 0.1) ** 2) / np.sum(weights**2)
+    assert float(one(jax.random.key(0), 0.1, 0.0)) == pytest.approx(expected, rel=1e-5)
+
+
+def test_penalties_and_noise_on_inputs_by_hand():
+    with jax.enable_x64(True):
+        net, params, x = started("mlp", 1.0)
+        rows, key = js.data.Rows(x, jnp.arange(5)), jax.random.key(5)
+        names = [name for name in networks.NEUTRAL if name not in ("random", "momentum", "adam")]
+
+        value = jax.jit(networks.loss(net))
+
+        def loss(rows=rows, **own):
+            return float(value(params, rows, key, **(dict.fromkeys(names, 0.0) | own)))
+
+        kernels = [np.asarray(layer["kernel"]) for layer in params["params"].values()]
+        assert len(kernels) == 2
+        absolute, squared = (sum(np.sum(np.abs(kernel) ** power) for kernel in kernels) for power in (1, 2))
+        assert loss(l1=0.3) - loss() == pytest.approx(0.3 * absolute)
+        assert loss(l2=0.3) - loss() == pytest.approx(0.15 * squared)
+        noise = jax.random.normal(jax.random.split(key, 6)[1], x.shape, jnp.float32)
+        moved = loss(rows._replace(inputs=x + 0.3 * noise))
+        assert loss(noise_inputs=0.3) == pytest.approx(moved, rel=1e-7)
+        assert abs(moved - loss()) > 1e-3
+
+
+def test_each_way_turns_on_what_it_is_called():
+    """From the least strength to the largest of its range; all else is neutral."""
+    own = {
+        "weight_decay_l1": ("l1", 1e-4, 1e-2),
+        "weight_decay_l2": ("l2", 1e-4, 1e-2),
+        "noise_inputs": ("noise_inputs", 0.03, 0.5),
+        "noise_weights": ("noise_weights", 0.01, 0.1),
+        "noise_gradients": ("noise_gradients", 1e-3, 1e-1),
+        "dropout": ("dropout", 0.1, 0.5),
+    }
+    for way, (name, low, high) in own.items():
+        found = networks.hyperparameters(WAYS[way], jnp.array([0.0, 0.5, 1.0]), jnp.full(3, 0.2))
+        np.testing.assert_allclose(found[name], [low, (low * high) ** 0.5, high], rtol=1e-5)
+        np.testing.assert_allclose(found["learning_rate"], 0.2)
+        assert {key for key in networks.NEUTRAL if np.any(found[key])} == {name}
 
 
 def test_summary_is_recomputed_from_the_file(results, summary):

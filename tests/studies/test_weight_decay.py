@@ -13,7 +13,7 @@ import jaxsym as js
 from jaxsym import cli
 from jaxsym.studies import load
 from jaxsym.studies.weight_decay import PENALTIES, STRENGTHS, TRUE, Config, closed_ridge, drawn, measured, proximal
-from jaxsym.studies.weight_decay_summary import claims, on_axis
+from jaxsym.studies.weight_decay_summary import chosen, claims, hindsight, mean, on_axis, regret, rises
 
 
 @pytest.fixture(scope="module")
@@ -168,6 +168,31 @@ def test_l1_meets_an_axis_and_l2_does_not(results, summary):
     assert (results["pair"].sel(pair_penalty="L2") != 0).all()
     assert summary["pairs_on_axis_l2"] == 0
     assert on_axis(results, "L1")[0] > 0.5
+
+
+def errors(**values):
+    """A dataset of one number of rows and one penalty, with errors ``[draw, strength]``."""
+    dims = ("size", "draw", "penalty", "strength")
+    named = {name: (dims, np.array(each, float)[None, :, None]) for name, each in values.items()}
+    return xr.Dataset(named, coords={"size": [20], "penalty": ["L1"]})
+
+
+def test_the_best_in_hindsight_and_the_regret_by_hand():
+    data = errors(test_error=[[4, 2, 3], [1, 5, 8]], validation_error=[[5, 6, 1], [3, 1, 2]])
+    assert chosen(data).values.ravel().tolist() == [2, 1]
+    assert hindsight(data).values.ravel().tolist() == [1, 0]
+    assert regret(data).values.ravel().tolist() == [0.5, 4]
+
+
+def test_it_is_the_training_error_that_rises():
+    data = errors(train_error=[[1, 2, 1], [3, 3, 4]], test_error=[[3, 1, 2], [2, 3, 1]])
+    assert rises(data).values[0, :, 0].tolist() == [[True, False], [True, True]]
+
+
+def test_the_interval_of_a_mean_is_students():
+    """Of 1, 2, 3, 4: the standard error is the root of 5/12, and 3.182446 the quantile of t with 3 degrees of freedom."""
+    reach = 3.182446 * (5 / 12) ** 0.5
+    np.testing.assert_allclose(mean(np.arange(1.0, 5)), [2.5, 2.5 - reach, 2.5 + reach], rtol=1e-6)
 
 
 def test_the_norm_is_a_trace(results, summary):
