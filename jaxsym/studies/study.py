@@ -103,7 +103,7 @@ def tally(found: Sequence[Claim]) -> str:
     >>> tally([("a", "", True), ("b", "", False), ("c", "", None)])
     '1 of 3 claims holds in this run; 1 cannot be decided by it.'
     """
-    held, open_ = (sum(holds is verdict for *_, holds in found) for verdict in (True, None))
+    held, open_ = sum(bool(holds) for *_, holds in found), sum(holds is None for *_, holds in found)
     said = f"{held} of {len(found)} claims {'holds' if held == 1 else 'hold'} in this run"
     return f"{said}; {open_} cannot be decided by it." if open_ else f"{said}."
 
@@ -132,7 +132,7 @@ def above(interval: Sequence[float], bound: float = 0.0) -> bool | None:
 
 def refuted(found: Sequence[Claim]) -> list[str]:
     """The claims that what was measured does not bear out."""
-    return [claim for claim, _, holds in found if holds is False]
+    return [claim for claim, _, holds in found if holds is not None and not holds]
 
 
 def silent(label: str, done: int, total: int) -> None:
