@@ -55,14 +55,41 @@ STUDIES = (
     "propagation",
     "second_order",
     "teleportation",
+    "titanic",
 )  # whose run is long, though small
+SIBLINGS = {
+    "test_attention": ["test_what_a_position_sees[True]"],
+    "test_dropout": ["test_settings_that_are_the_same_have_the_same_networks"],
+    "test_hyperparameters": ["test_a_masked_network_trains_as_if_it_stood_alone[5-2-tanh]"],
+    "test_noether": [
+        "test_momenta_belong_to_antisymmetric_generators[attention]",
+        "test_momenta_belong_to_antisymmetric_generators[siamese]",
+        "test_no_combination_of_generators_is_left_out[layer norm]",
+        "test_sums_of_translations_in_which_coefficients_cancel[embedding, positions and a bias]",
+        "test_sums_of_translations_in_which_coefficients_cancel[two biases before a gain]",
+    ],
+    "test_notebooks": ["test_a_notebook_runs[ensemble_sweep]", "test_a_notebook_runs[symmetry_and_training]"],
+    "test_null_space": [
+        "test_null_spaces_at_zero_residual_are_kernels_of_the_jacobian[square-6]",
+        "test_null_spaces_at_zero_residual_are_kernels_of_the_jacobian[tanh-0]",
+        "test_parts_add_up_and_none_is_negative[0.7]",
+    ],
+    "test_spectra": [
+        "test_a_matrix_that_is_zero_has_as_many_copies_as_asked_for[largest]",
+        "test_krylov_finds_the_extreme_ones_with_their_copies[magnitude]",
+    ],
+    "test_steps": ["test_the_modified_equation_of_momentum[relu]"],
+    "test_teleport": ["test_a_group_of_another_loss_is_refused[True]"],
+}
+"""The most expensive tests, by file: each has a cheaper sibling that runs every time."""
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
     """What looks at a long run is long; and the files that wait longest go first, so that no worker is left with one at the end."""
     for item in items:
-        if item.path.stem.removeprefix("test_") in STUDIES and "folder" in item.fixturenames:
+        of_a_run = item.path.stem.removeprefix("test_") in STUDIES and "folder" in item.fixturenames
+        if of_a_run or item.name in SIBLINGS.get(item.path.stem, ()):
             item.add_marker(pytest.mark.long)
     first = ("sweep", "parallel", "studies")
     items.sort(key=lambda item: next((i for i, room in enumerate(first) if room in item.path.parts[-2:]), len(first)))
