@@ -52,6 +52,7 @@ STUDIES = (
     "identities",
     "implicit_bias",
     "invariant_optimizers",
+    "mode_connectivity",
     "propagation",
     "second_order",
     "teleportation",

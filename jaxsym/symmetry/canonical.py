@@ -19,7 +19,7 @@ from jaxsym.symmetry import frames
 from jaxsym.symmetry.checks import expect_group
 from jaxsym.symmetry.group import AFFINE, Element, Symmetry
 from jaxsym.symmetry.host import namespace, normal
-from jaxsym.symmetry.scales import least, loose
+from jaxsym.symmetry.scales import balancing_element, least, loose
 from jaxsym.symmetry.signs import Choice, choices, choose
 from jaxsym.symmetry.units import (
     TURNS,
@@ -214,7 +214,33 @@ class _Walk:
         self.go(ordered)
 
 
-def _canonical(sym: Symmetry, plan: _Plan, params: PyTree) -> Canonical:
+def gauged(sym: Symmetry, params: PyTree) -> Element:
+    """The element after which only permutations, signs and rotations are left: translations at their origin, rescalings balanced, bases orthonormal.
+
+    Two networks of one orbit differ by an element of a compact group then, up to changes of basis of what computes nothing (:mod:`jaxsym.symmetry.frames`).
+
+    Raises
+    ------
+    TypeError, ValueError
+        As :func:`canonicalize`.
+    """
+    expect_group(sym, "gauged")
+    kept = vars(sym)
+    if "gauge" not in kept:
+        kinds = {factor.kind for factor in sym.factors if factor.whole is None}
+        framed = any(slot.frame is not None for _, _, slot in slots(sym, range(len(sym.factors))))
+        plain = len(kinds) and kinds <= {"permutation", "sign", "scaling"} and not framed
+        if plain and all(factor.whole is None for factor in sym.factors):
+            kept["gauge"] = jax.jit(functools.partial(balancing_element, sym, pinned=True))
+        else:
+            plan, _ = _compiled(sym)
+            kept["gauge"] = jax.jit(lambda params: _upright(sym, plan, params).element)
+    with jax.default_matmul_precision("highest"):
+        return kept["gauge"](params)
+
+
+def _upright(sym: Symmetry, plan: _Plan, params: PyTree) -> _Walk:
+    """What is not compact in the group is undone."""
     walk = _Walk(sym, params)
     walk.go(_origin(sym, walk.leaves, plan.passes))
     walk.balance(_unmixed(sym), [i for i in numbers(sym, "scaling") if i not in plan.loose])
@@ -226,6 +252,11 @@ def _canonical(sym: Symmetry, plan: _Plan, params: PyTree) -> Canonical:
     straight, less = frames.straightened(sym, plan.steps, walk.leaves, plan.loose)
     walk.ties |= {i: jnp.broadcast_to(less[i][..., None], sym.factors[i].shape) for i in less}
     walk.go(straight)
+    return walk
+
+
+def _canonical(sym: Symmetry, plan: _Plan, params: PyTree) -> Canonical:
+    walk = _upright(sym, plan, params)
     walk.leaves = frames.computing(sym, plan.steps, walk.leaves)
     walk.balance(_turned(sym, plan.loose), plan.loose)
     movers, turns = numbers(sym, "permutation"), [*plan.first, *plan.turns]

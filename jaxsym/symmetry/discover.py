@@ -66,11 +66,7 @@ def discover(apply: Callable[..., Any], params: PyTree, *inputs: Any) -> Symmetr
     """
     checked(apply, params, inputs)
     program = trace(apply, params, *inputs)
-    centre_variances(program)
-    lift_slices(program)
-    outline(program)
-    drop_unused(program)
-    shapes = _tie(program)
+    shapes = tied(program)
     scalings, signs = (weigh(program, shapes, sign=sign) for sign in (False, True))
     solver = Solver(program, shapes, scalings, signs)
     factors, pinned = solver.result()
@@ -119,8 +115,12 @@ def _small(program: Program) -> bool:
     return any(up_to(value, EPSILON) and np.any(value.constant) for value in added)
 
 
-def _tie(program: Program) -> Shapes:
-    """Walk the equations once and tie their axes."""
+def tied(program: Program) -> Shapes:
+    """Write the program out, in place, walk its equations once and tie their axes."""
+    centre_variances(program)
+    lift_slices(program)
+    outline(program)
+    drop_unused(program)
     shapes = Shapes(program)
     for value, reason in program.still().items():
         shapes.pin(value, reason)

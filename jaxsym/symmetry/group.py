@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from jaxsym import tree
-from jaxsym.symmetry import draws
+from jaxsym.symmetry import draws, specs
 from jaxsym.symmetry.factors import CATALOGUE, Factor, Kind, Slot
 
 Element = tuple[Array, ...]
@@ -92,6 +92,47 @@ class Symmetry:
             msg = f"from_action: dim is {dim!r}, expected a positive integer, the number of coordinates."
             raise ValueError(msg)
         return cls((Factor("action", dim, 1, (), (dim,), (), act),), (), {})
+
+    @classmethod
+    def from_spec(cls, spec: Any, params: PyTree, apply: Callable[..., Any] | None = None, *inputs: Any) -> "Symmetry":
+        """The permutations of a specification written by hand, instead of a group that is discovered.
+
+        Parameters
+        ----------
+        spec
+            Path of a leaf -> a tuple with the name of the permutation that acts on each axis, or None; ``params/`` in front may be left out. Or
+            an object with such a mapping as ``axes_to_perm`` (and, checked against it, ``perm_to_axes``), as Git Re-Basin has (Ainsworth, Hayase,
+            Srinivasa 2022, arXiv:2209.04836).
+        params
+            The parameters, of which every leaf must be named.
+        apply, inputs
+            The function that the permutations shall leave alone, and its inputs: without them only shapes are checked.
+
+        Raises
+        ------
+        TypeError, ValueError
+            Named: a leaf that is missing, unknown or named twice, an axis too many or too few, axes of different sizes with one permutation, and a
+            permutation that changes the function, such as one across heads.
+
+        Examples
+        --------
+        >>> import jax.numpy as jnp
+        >>> params = {"first": jnp.ones((2, 5)), "bias": jnp.ones(5), "last": jnp.ones((5, 3))}
+        >>> Symmetry.from_spec({"first": (None, "P"), "bias": ("P",), "last": ("P", None)}, params).order
+        120
+        """
+        factors = specs.factors_of(spec, params)
+        sym = cls(factors, (), {path: np.shape(leaf) for path, leaf in tree.leaves(params).items()})
+        if apply is None:
+            return sym
+        named = [_names(factor) for factor in factors]
+        drawn = sym.element(np.zeros(0), draws.uniform(jax.random.key(0), sum(factor.size for factor in factors)))
+        only = [
+            tuple(part if i == j else still for j, (part, still) in enumerate(zip(drawn, sym.still(), strict=True)))
+            for i in range(len(factors))
+        ]
+        specs.refute(apply, params, inputs, [functools.partial(sym.act, g) for g in only], named)
+        return dataclasses.replace(sym, verified=True)
 
     @property
     def order(self) -> int:
@@ -320,6 +361,11 @@ def _rows(factor: Factor, shapes: dict[str, tuple[int, ...]]) -> list[tuple[str,
     return [
         (*(head if i == 0 else ("", "", "")), _describe(slot, factor, shapes)) for i, slot in enumerate(factor.slots)
     ]
+
+
+def _names(factor: Factor) -> str:
+    """Where a factor acts, for a message."""
+    return "the permutation of " + ", ".join(f"axis {slot.axis} of {'/'.join(slot.path)}" for slot in factor.slots)
 
 
 def readable(order: int) -> str:

@@ -135,7 +135,7 @@ class Solver:
             weight = solution.get((value, axis, number), Fraction(0))
             if kind != "orthogonal" and kind != "permutation" and not weight:
                 continue
-            slots.append(_slot(self.shapes, value, axis, number, copies, float(weight) if weight else 1.0))
+            slots.append(slot_of(self.shapes, value, axis, number, copies, float(weight) if weight else 1.0))
         classes = tuple(self.numbers[a] for a in (*copies, atom))
         return Factor(kind, atom.size, int(np.prod(shape[:-1], dtype=int)), tuple(slots), shape, classes)
 
@@ -209,8 +209,8 @@ def _blocks(shapes: Shapes, value: Value) -> list[Block]:
     return [Block(tuple(itertools.chain.from_iterable(choice))) for choice in itertools.product(*axes)]
 
 
-def _slot(shapes: Shapes, value: Value, axis: int, number: int, copies: Sequence[Atom], weight: float) -> Slot:
-    """Find the units, and the copies that they depend on, in a leaf."""
+def slot_of(shapes: Shapes, value: Value, axis: int, number: int, copies: Sequence[Atom], weight: float) -> Slot:
+    """Find the units, and the copies that they depend on, in a leaf or another value."""
     involved = [axis]
     for copy in copies:
         for other, atom in enumerate(shapes.axes(value)):

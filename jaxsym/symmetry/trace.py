@@ -81,6 +81,8 @@ class Program:
     inputs: list[Value]
     outputs: list[Value]
     loops: dict[int, int]  # loop -> number of iterations
+    whole: list[Equation] = dataclasses.field(default_factory=list)
+    """Loops and branches as they are, to be computed; their outputs are values like all others."""
 
     def still(self) -> dict[Value, str]:
         """Parameters that nothing should move, and why."""
@@ -181,6 +183,9 @@ def _inline(program: Program, jaxpr: Jaxpr, environment: dict[Any, Value], loops
         else:
             _append(program, name, inputs, outputs, params, functools.partial(equation.primitive.bind, **params))
             _fold(program.equations[-1])
+        if name in ("scan", "cond", "while"):
+            bind = functools.partial(equation.primitive.bind, **params)
+            program.whole.append(Equation(name, inputs, results, dict(params), bind))
         environment.update(zip(equation.outvars, results, strict=True))
     return [read(variable) for variable in jaxpr.outvars]
 

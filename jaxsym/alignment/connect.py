@@ -1,0 +1,333 @@
+"""Paths between networks: the straight line and its barrier, curves inside an orbit, trained curves between two minima, and planes through three."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import scipy.linalg
+from jaxtyping import Array, Float, PyTree
+
+from jaxsym import tree
+from jaxsym.symmetry.checks import expect_group
+from jaxsym.symmetry.factors import CATALOGUE, Factor
+from jaxsym.symmetry.group import Element, Symmetry
+
+Loss = Callable[[PyTree], Float[Array, ""]]
+
+
+class Barrier(NamedTuple):
+    """A loss along the straight line between two networks."""
+
+    ts: Float[Array, " num"]
+    """From 0, at the first network, to 1."""
+    losses: Float[Array, " num"]
+    height: Float[Array, ""]
+    """The largest excess over the chord between the two ends; 0 where there is none."""
+
+
+class Curve(NamedTuple):
+    """A quadratic Bezier curve between two networks."""
+
+    middle: PyTree
+    """The control point."""
+    history: Float[Array, " steps"]
+    """The loss at a random point of the curve, before each step."""
+
+
+class Plane(NamedTuple):
+    """A loss on the plane through three networks."""
+
+    xs: Float[Array, " num"]
+    """Along the way from the first to the second, in units of the parameters."""
+    ys: Float[Array, " num"]
+    """Perpendicular to it, towards the third."""
+    losses: Float[Array, "num num"]
+    """``[y, x]``."""
+    points: Float[Array, "3 2"]
+    """Where the three networks lie."""
+
+
+def barrier(loss: Loss, a: PyTree, b: PyTree, num: int = 25) -> Barrier:
+    """The loss on the straight line from ``a`` to ``b``, and how far it rises above the chord between its ends.
+
+    Parameters
+    ----------
+    loss
+        ``loss(params)``, a scalar: also an error rate, of which the height is the loss of accuracy.
+    a, b
+        Two networks; leaves that hold no real numbers are those of ``a``.
+    num
+        How many points, the two ends included.
+
+    Raises
+    ------
+    ValueError
+        If the networks differ in a leaf or its shape, or ``num`` is less than 3.
+
+    Notes
+    -----
+    *Source*: Frankle, Dziugaite, Roy, Carbin 2020, arXiv:1912.05671; with the chord, Entezari, Sedghi, Saukh, Neyshabur 2021, arXiv:2110.06296.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> found = barrier(lambda w: (w**2 - 1) ** 2, jnp.array(-1.0), jnp.array(1.0))
+    >>> float(found.height)
+    1.0
+    """
+    _same("barrier", a, b)
+    if num < 3:
+        msg = f"barrier: num is {num}, expected at least 3 points: the two ends and one between."
+        raise ValueError(msg)
+    ts = jnp.linspace(0, 1, num)
+    losses = jax.lax.map(lambda t: loss(between(a, b, t)), ts)
+    chord = losses[0] + ts * (losses[-1] - losses[0])
+    return Barrier(ts, losses, jnp.max(losses - chord))
+
+
+def between(a: PyTree, b: PyTree, t: Any) -> PyTree:
+    """The point at ``t`` on the straight line from ``a`` to ``b``; exactly these at 0 and 1."""
+
+    def mixed(x: Any, y: Any) -> Any:
+        x = jnp.asarray(x)
+        return ((1 - t) * x + t * y).astype(x.dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x
+
+    return jax.tree.map(mixed, a, b)
+
+
+def orbit_path(sym: Symmetry, params: PyTree, g: Element, num: int = 25) -> PyTree:
+    """Points of a curve inside the orbit, from ``params`` to ``sym.act(g, params)``: all of them the same function.
+
+    Parameters
+    ----------
+    sym
+        The group.
+    params
+        A network.
+    g
+        An element in the identity's component: no unit is permuted and no sign is flipped, and every matrix has a positive determinant. On the host.
+    num
+        How many points, the two ends included.
+
+    Returns
+    -------
+    PyTree
+        Like ``params``, leaves ``[num, *leaf]``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If ``sym`` is no group, ``g`` is none of its elements, or no curve inside the orbit leads there.
+
+    Examples
+    --------
+    >>> import jax, jaxsym as js
+    >>> net, x = js.models.MLP((4, 1), "relu"), jax.numpy.ones((5, 3))
+    >>> params = net.init(jax.random.key(0), x)
+    >>> sym = js.discover(net.apply, params, x)
+    >>> path = orbit_path(sym, params, sym.exp(jax.numpy.ones(4)))
+    >>> jax.vmap(net.apply, (0, None))(path, x).std(0).max() < 1e-6
+    Array(True, dtype=bool)
+    """
+    expect_group(sym, "orbit_path")
+    if num < 2:
+        msg = f"orbit_path: num is {num}, expected at least 2 points, the two ends."
+        raise ValueError(msg)
+    sym.act(g, params)  # refuses what does not fit
+    ways = [_way(factor, np.asarray(part)) for factor, part in zip(sym.factors, g, strict=True)]
+    points = [sym.act(tuple(jnp.asarray(way(t)) for way in ways), params) for t in np.linspace(0, 1, num)]
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *points)
+
+
+def _way(factor: Factor, part: np.ndarray) -> Callable[[float], np.ndarray]:
+    """A curve inside one factor, from its identity at 0 to ``part`` at 1."""
+    name = "/".join(factor.slots[0].path) if factor.slots else "a function of its own"
+    kind = CATALOGUE[factor.kind]
+    if kind.exp is None:
+        still = np.asarray(kind.identity(factor))
+        if not np.array_equal(still, part):
+            msg = f"orbit_path: g has a {factor.kind} of {name} that moves units, which no curve inside the orbit does; take the identity there."
+            raise ValueError(msg)
+        return lambda t: still
+    if factor.kind not in ("general_linear", "orthogonal"):
+        return lambda t: t * part
+    flat = part.reshape(-1, *part.shape[-2:]).astype(np.float64)
+    if (np.linalg.det(flat) <= 0).any():
+        msg = f"orbit_path: g has a matrix of {name} whose determinant is not positive: no curve inside the orbit leads there."
+        raise ValueError(msg)
+    curves = [_turning(matrix) for matrix in flat]
+    return lambda t: np.stack([curve(t) for curve in curves]).reshape(part.shape)
+
+
+def _turning(matrix: Float[np.ndarray, "n n"]) -> Callable[[float], np.ndarray]:
+    """From the identity to a matrix with positive determinant: a rotation times a positive part, each along its own curve."""
+    rotation, positive = scipy.linalg.polar(matrix)
+    values, vectors = np.linalg.eigh(positive)
+    blocks, basis = scipy.linalg.schur(rotation, output="real")
+    planes: list[tuple[int, int, float]] = []
+    reversed_axes: list[int] = []
+    i = 0
+    while i < len(blocks):
+        if i + 1 < len(blocks) and abs(blocks[i + 1, i]) > 1e-12:
+            planes.append((i, i + 1, float(np.arctan2(blocks[i + 1, i], blocks[i, i]))))
+            i += 2
+        else:
+            if blocks[i, i] < 0:
+                reversed_axes.append(i)
+            i += 1
+    planes += [(j, k, np.pi) for j, k in zip(reversed_axes[::2], reversed_axes[1::2], strict=True)]
+
+    def at(t: float) -> np.ndarray:
+        turned = np.eye(len(blocks))
+        for j, k, angle in planes:
+            turned[[j, j, k, k], [j, k, j, k]] = (
+                np.cos(t * angle),
+                -np.sin(t * angle),
+                np.sin(t * angle),
+                np.cos(t * angle),
+            )
+        return basis @ turned @ basis.T @ (vectors * values**t) @ vectors.T
+
+    return at
+
+
+def curve(
+    loss: Callable[[PyTree, Array], Float[Array, ""]],
+    a: PyTree,
+    b: PyTree,
+    key: Array,
+    steps: int = 500,
+    optimizer: optax.GradientTransformation | None = None,
+) -> Curve:
+    """Train a quadratic Bezier curve between two minima, so that the loss is low all along it; its ends stay.
+
+    Parameters
+    ----------
+    loss
+        ``loss(params, key)``; the key draws a minibatch, or is ignored.
+    a, b
+        Two networks.
+    key
+        Of the points on the curve, one a step.
+    steps
+        How many.
+    optimizer
+        Of the control point; ``optax.adam(1e-2)`` when None.
+
+    Raises
+    ------
+    ValueError
+        If the networks differ in a leaf or its shape.
+
+    Notes
+    -----
+    *Source*: Garipov, Izmailov, Podoprikhin, Vetrov, Wilson 2018, arXiv:1802.10026, equations 2 and 4.
+
+    Examples
+    --------
+    >>> import jax, jax.numpy as jnp
+    >>> ring = lambda w, key: ((w**2).sum() - 1) ** 2
+    >>> a, b = jnp.array([1.0, 0.0]), jnp.array([-1.0, 0.1])
+    >>> found = curve(ring, a, b, jax.random.key(0))
+    >>> straight, bent = (max(ring(p, None) for p in path) for path in (between_all(a, b, 9), along(a, found.middle, b, 9)))
+    >>> bool(bent < 0.3 * straight)
+    True
+    """
+    _same("curve", a, b)
+    tool = optax.adam(1e-2) if optimizer is None else optimizer
+
+    def at(middle: PyTree, key: Array) -> Float[Array, ""]:
+        place, inner = jax.random.split(key)
+        return loss(_bezier(a, middle, b, jax.random.uniform(place)), inner)
+
+    def step(state: tuple[PyTree, Any], key: Array) -> tuple[tuple[PyTree, Any], Array]:
+        middle, memory = state
+        value, slope = jax.value_and_grad(at, allow_int=True)(middle, key)
+        updates, memory = tool.update(slope, memory, middle)
+        return (optax.apply_updates(middle, updates), memory), value
+
+    start = between(a, b, 0.5)
+    (middle, _), history = jax.jit(functools.partial(jax.lax.scan, step))(
+        (start, tool.init(start)), jax.random.split(key, steps)
+    )
+    return Curve(middle, history)
+
+
+def along(a: PyTree, middle: PyTree, b: PyTree, num: int = 25) -> PyTree:
+    """Points of the Bezier curve from ``a`` to ``b`` with a control point: leaves ``[num, *leaf]``."""
+    return jax.vmap(lambda t: _bezier(a, middle, b, t))(jnp.linspace(0, 1, num))
+
+
+def between_all(a: PyTree, b: PyTree, num: int = 25) -> PyTree:
+    """Points of the straight line from ``a`` to ``b``: leaves ``[num, *leaf]``."""
+    return jax.vmap(lambda t: between(a, b, t))(jnp.linspace(0, 1, num))
+
+
+def _bezier(a: PyTree, middle: PyTree, b: PyTree, t: Any) -> PyTree:
+    return between(between(a, middle, t), between(middle, b, t), t)
+
+
+def plane(loss: Loss, a: PyTree, b: PyTree, c: PyTree, num: int = 25, margin: float = 0.3) -> Plane:
+    """The loss on the plane through three networks.
+
+    Parameters
+    ----------
+    loss
+        ``loss(params)``, a scalar.
+    a, b, c
+        Three networks that do not lie on a line.
+    num
+        Points along each axis.
+    margin
+        How far the plane goes beyond the networks, as a part of their extent.
+
+    Raises
+    ------
+    ValueError
+        If the networks differ in a leaf or its shape, or lie on a line.
+
+    Notes
+    -----
+    *Source*: Garipov et al. 2018, arXiv:1802.10026, appendix A.3.
+    """
+    _same("plane", a, b)
+    _same("plane", a, c)
+    first, second = (jax.tree.map(jnp.subtract, other, a) for other in (b, c))
+    length = jnp.sqrt(_inner(first, first))
+    across = _inner(first, second) / length
+    rest = jax.tree.map(lambda u, v: v - u * across / length, first, second)
+    height = jnp.sqrt(_inner(rest, rest))
+    if not (length > 0 and height > 1e-6 * length):
+        msg = "plane: the three networks lie on a line; take three that do not."
+        raise ValueError(msg)
+    points = jnp.array([[0, 0], [length, 0], [across, height]])
+    low, high = points.min(0), points.max(0)
+    extent = margin * (high - low)
+    xs, ys = (jnp.linspace(low[i] - extent[i], high[i] + extent[i], num) for i in range(2))
+
+    def at(place: Float[Array, " 2"]) -> Float[Array, ""]:
+        x, y = place
+        return loss(jax.tree.map(lambda p, u, v: p + u * x / length + v * y / height, a, first, rest))
+
+    grid = jnp.stack(jnp.meshgrid(xs, ys), axis=-1)
+    return Plane(xs, ys, jax.lax.map(at, grid.reshape(-1, 2)).reshape(num, num), points)
+
+
+def _inner(one: PyTree, other: PyTree) -> Float[Array, ""]:
+    return sum(
+        (jnp.vdot(x, y) for x, y in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)), jnp.zeros(())
+    )
+
+
+def _same(who: str, a: PyTree, b: PyTree) -> None:
+    """Refuse networks of different shapes."""
+    one, two = ({path: np.shape(leaf) for path, leaf in tree.leaves(params).items()} for params in (a, b))
+    for path in dict.fromkeys((*one, *two)):
+        if one.get(path) != two.get(path):
+            said = [f"has shape {shapes[path]}" if path in shapes else "is missing" for shapes in (one, two)]
+            msg = f"{who}: {path} {said[0]} in the first network and {said[1]} in the second; take two networks of one architecture."
+            raise ValueError(msg)

@@ -1,0 +1,192 @@
+"""The page of the study ``mode_connectivity``: every sentence is computed from the dataset or the summary."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from jaxsym import plots
+from jaxsym.studies.mode_connectivity_summary import MOVES, claims
+from jaxsym.studies.study import Picture, Section, Table, claims_table, listed, tally
+
+WORDS = {
+    "naive": "as they are",
+    "permutations": "permutations alone, by weights",
+    "weights": "the whole group, by weights",
+    "activations": "the whole group, by activations",
+}
+
+
+def page(data: xr.Dataset, summary: Mapping[str, Any]) -> list[Section]:
+    """The sections, in the order in which one reads them."""
+    return [_claims(data), _barriers(data, summary), _lines(data), _merging(data, summary), _plane(data)]
+
+
+def _claims(data: xr.Dataset) -> Section:
+    found = claims(data)
+    return Section(
+        "What is said, and what was measured",
+        [
+            f"Perceptrons with three hidden layers on {data.attrs['data']}, {data.attrs['epochs']} epochs of Adam, trained from different keys: {data.sizes['pair']} pairs at each width. One of a pair is moved along its orbit towards the other, and the loss"
+            " is taken on the straight line between them. The barrier is its largest excess over the chord.",
+            tally(found),
+        ],
+        tables=[claims_table(found, "Over all pairs, widths and activations, where nothing else is said.")],
+    )
+
+
+def _barriers(data: xr.Dataset, summary: Mapping[str, Any]) -> Section:
+    activations = [str(name) for name in data["activation"].values]
+    widths = data["width"].values
+    figure, axes = plots.panels(len(activations), width=11, height=3.8)
+    rows = []
+    for ax, activation in zip(axes, activations, strict=True):
+        own = data["barrier"].sel(activation=activation)
+        for colour, move in zip(plots.COLOURS, MOVES, strict=False):
+            values = np.maximum(own.sel(move=move).values, FLOOR)
+            ax.plot(widths, values.mean(axis=1), "o-", color=colour, markersize=4, label=WORDS[move])
+            ax.scatter(np.repeat(widths, values.shape[1]), values.ravel(), s=8, color=colour, alpha=0.5)
+        ax.set(title=activation, xlabel="width", ylabel="barrier of the training loss (nats)")
+        plots.logarithmic(ax, "x")
+        plots.logarithmic(ax, "y")
+        ax.set_xticks(widths, [str(width) for width in widths])
+        ax.minorticks_off()
+        for width in widths:
+            at = data.sel(activation=activation, width=width)
+            rows.append(
+                (
+                    activation,
+                    str(width),
+                    *(f"{float(at['barrier'].sel(move=move).mean()):.3g}" for move in MOVES),
+                    *(f"{100 * float(at['error_barrier'].sel(move=move).mean()):.2g}" for move in MOVES),
+                )
+            )
+    plots.legend(axes[0])
+    last = int(widths[-1])
+    return Section(
+        "Barriers against width",
+        [
+            f"ReLU networks of width {last}: {summary[f'barrier_naive_{last}']:.3g} nats as they are, {summary[f'barrier_permutations_{last}']:.3g} after permutations alone, {summary[f'barrier_weights_{last}']:.3g} after the whole group by weights, {summary[f'barrier_activations_{last}']:.3g} by activations (means over pairs)."
+            f" Midway, after matching by activations, the test accuracy is {summary[f'midpoint_accuracy_{last}']:.1%}, at the ends {summary[f'endpoint_accuracy_{last}']:.1%}.",
+        ],
+        tables=[
+            Table(
+                ("activation", "width", *(WORDS[move] for move in MOVES), *(WORDS[move] for move in MOVES)),
+                rows,
+                "Means over pairs.",
+                groups=(
+                    ("", 2),
+                    ("barrier of the training loss (nats)", 4),
+                    ("barrier of the test error (percentage points)", 4),
+                ),
+            )
+        ],
+        pictures=[
+            Picture(
+                "barriers",
+                figure,
+                f"A dot is a pair, a line their mean. What is below {FLOOR:g} is drawn there.",
+                f"Barrier of the training loss against the width for {listed(activations)}, in four ways of moving one network onto the other.",
+            )
+        ],
+    )
+
+
+FLOOR = 1e-3
+
+
+def _lines(data: xr.Dataset) -> Section:
+    widths = [int(width) for width in data["width"].values]
+    figure, axes = plots.panels(len(widths), width=3.6 * len(widths), height=3.4, columns=len(widths))
+    for ax, width in zip(axes, widths, strict=True):
+        own = data["loss"].sel(activation="relu", width=width)
+        plots.bands(ax, data["point"].values, {WORDS[move]: own.sel(move=move).values for move in MOVES})
+        ax.set(title=f"width {width}", xlabel="from one network to the other")
+        ax.set_ylim(0, 1.6 * ax.get_ylim()[1])
+    axes[0].set_ylabel("training loss (nats)")
+    plots.legend(axes[0], loc="upper left")
+    return Section(
+        "Along the lines",
+        ["The training loss of ReLU networks between the two networks of a pair."],
+        pictures=[
+            Picture(
+                "lines",
+                figure,
+                "Median and middle 90 % of the pairs.",
+                f"Training loss along straight lines between ReLU networks of widths {listed([str(width) for width in widths])}.",
+            )
+        ],
+    )
+
+
+def _merging(data: xr.Dataset, summary: Mapping[str, Any]) -> Section:
+    counts, ways = data["count"].values, [str(way) for way in data["way"].values]
+    figure, axes = plots.panels(2, width=11)
+    for colour, way in zip(plots.COLOURS, ways, strict=False):
+        axes[0].plot(counts, 100 * data["merged_accuracy"].sel(way=way), "o-", color=colour, label=way)
+        axes[1].plot(counts, data["merged_loss"].sel(way=way), "o-", color=colour)
+    axes[0].axhline(100 * summary["single_accuracy"], color="black", linestyle="--", linewidth=1, label="one network")
+    axes[0].set_ylabel("test accuracy (%)")
+    axes[1].set_ylabel("training loss (nats)")
+    for ax in axes:
+        ax.set_xscale("log")
+        ax.set_xticks(counts, [str(count) for count in counts])
+        ax.minorticks_off()
+        ax.set_xlabel("networks in the average")
+    plots.legend(axes[0])
+    rows = [
+        (
+            str(int(count)),
+            *(f"{float(data['merged_accuracy'].sel(count=count, way=way)):.1%}" for way in ways),
+            *(f"{float(data['merged_loss'].sel(count=count, way=way)):.3g}" for way in ways),
+        )
+        for count in counts
+    ]
+    return Section(
+        "Many in one",
+        [
+            f"ReLU networks of width {data.attrs['merged_width']}, of which one has {summary['single_accuracy']:.1%} in the mean. The average of {int(counts[-1])}, each moved into one universe, has {summary['merged_accuracies'][-1]:.1%}, as they are {summary['merged_accuracies_naive'][-1]:.1%}.",
+        ],
+        tables=[
+            Table(
+                ("networks", *ways, *ways),
+                rows,
+                "Averages of parameters. Into a universe: each in turn is moved onto the average of all others, until nothing moves.",
+                groups=(("", 1), ("test accuracy", 3), ("training loss (nats)", 3)),
+            )
+        ],
+        pictures=[
+            Picture(
+                "merged",
+                figure,
+                "One average each; dashed: the mean accuracy of the networks themselves.",
+                f"Test accuracy and training loss of averages of {listed([str(int(count)) for count in counts])} networks, in three ways.",
+            )
+        ],
+    )
+
+
+def _plane(data: xr.Dataset) -> Section:
+    figure, (ax,) = plots.panels(1, width=7, height=4.8)
+    losses = np.maximum(data["plane_loss"].values, FLOOR)
+    levels = np.geomspace(losses.min(), losses.max(), 20)
+    filled = ax.contourf(data["x"], data["y"], np.log10(losses), levels=np.log10(levels), cmap="viridis")
+    figure.colorbar(filled, ax=ax, label="training loss (nats), log10")
+    for (x, y), name in zip(data["plane_points"].values, data["corner"].values, strict=True):
+        ax.plot(x, y, "o", color="white", markeredgecolor="black")
+        ax.annotate(str(name), (x, y), xytext=(5, 5), textcoords="offset points", color="white")
+    ax.set(xlabel="along the way from the first to the second", ylabel="perpendicular to it", aspect="equal")
+    width = int(data["width"][-1])
+    return Section(
+        "The plane through three networks",
+        [f"Two ReLU networks of width {width}, and the second one moved onto the first by activations."],
+        pictures=[
+            Picture(
+                "plane",
+                figure,
+                "The second network and the moved one are the same function.",
+                "Contours of the training loss on the plane through two networks and the second one after it was moved onto the first.",
+            )
+        ],
+    )

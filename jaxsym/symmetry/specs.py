@@ -1,0 +1,137 @@
+"""A permutation group written by hand: the specification that users of weight matching have, and what is wrong with it."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import PyTree
+
+from jaxsym import tree
+from jaxsym.symmetry.factors import Factor, Slot
+
+Axes = Mapping[str, Sequence[str | None]]
+"""Path of a leaf -> for each axis the name of the permutation that acts on it, or None."""
+WRONG = 1e-6
+"""A relative change of the outputs by more than this, in float64, is none of rounding."""
+
+
+def factors_of(spec: Any, params: PyTree) -> tuple[Factor, ...]:
+    """The permutations of a specification, checked against the shapes of the parameters.
+
+    Raises
+    ------
+    TypeError, ValueError
+        What :meth:`jaxsym.Symmetry.from_spec` says.
+    """
+    shapes = {path: np.shape(leaf) for path, leaf in tree.leaves(params).items()}
+    axes = _axes(spec, shapes)
+    places: dict[str, list[tuple[str, int]]] = {}
+    for path, names in axes.items():
+        if len(names) != len(shapes[path]):
+            msg = f"from_spec: {path} has shape {shapes[path]}, and the specification names {len(names)} axes, expected {len(shapes[path])}."
+            raise ValueError(msg)
+        for axis, name in enumerate(names):
+            if name is not None:
+                places.setdefault(name, []).append((path, axis))
+    found = []
+    for number, (name, where) in enumerate(places.items()):
+        (first, axis), *others = where
+        size = shapes[first][axis]
+        for path, other in others:
+            if shapes[path][other] != size:
+                msg = (
+                    f"from_spec: {name} acts on axis {axis} of {first}, of size {size}, and on axis {other} of {path}, of size"
+                    f" {shapes[path][other]}; the axes of one permutation have one size: name the axis that holds these units."
+                )
+                raise ValueError(msg)
+        slots = tuple(_slot(path, axis, size) for path, axis in where)
+        found.append(Factor("permutation", size, 1, slots, (size,), (number,)))
+    return tuple(found)
+
+
+def refute(
+    apply: Callable[..., Any],
+    params: PyTree,
+    inputs: Sequence[Any],
+    moves: Sequence[Callable[[PyTree], PyTree]],
+    named: Sequence[str],
+) -> None:
+    """Refuse a move that changes the function, at random parameters near the given ones, in float64."""
+    with jax.enable_x64(True):
+        wide = lambda leaf: jnp.asarray(leaf, float) if jnp.issubdtype(jnp.result_type(leaf), jnp.floating) else leaf  # noqa: E731
+        given, seen = jax.tree.map(wide, (params, tuple(inputs)))
+        keys = jax.random.split(jax.random.key(0), len(jax.tree.leaves(given)))
+        noise = jax.tree.unflatten(jax.tree.structure(given), list(keys))
+
+        def shaken(leaf: Any, key: Any) -> Any:
+            floating = jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
+            return leaf + (0.1 + jnp.std(leaf)) * jax.random.normal(key, leaf.shape) if floating else leaf
+
+        point = jax.tree.map(shaken, given, noise)
+        outputs = jax.tree.leaves(apply(point, *seen))
+        for move, name in zip(moves, named, strict=True):
+            changed = jax.tree.leaves(apply(move(point), *seen))
+            apart = max(
+                float(jnp.abs(x - y).max() / jnp.abs(x).max()) for x, y in zip(outputs, changed, strict=True) if x.size
+            )
+            if not apart <= WRONG:
+                msg = (
+                    f"from_spec: {name} changes the function, by {apart:.1g} of its outputs: it is no symmetry of apply. Look for a leaf that"
+                    " it leaves out, a wrong axis, or units that may not be mixed, such as those of different heads; jaxsym.discover finds the right ones."
+                )
+                raise ValueError(msg)
+
+
+def _axes(spec: Any, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Sequence[str | None]]:
+    """The specification by full paths, of all leaves and no others."""
+    given = getattr(spec, "axes_to_perm", spec)
+    if not isinstance(given, Mapping):
+        msg = (
+            f"from_spec: the specification is of type {type(spec).__name__}, expected a mapping from the path of a leaf to the names of"
+            " the permutations of its axes, such as {'Dense_0/kernel': (None, 'P_0')}, or what has one as axes_to_perm."
+        )
+        raise TypeError(msg)
+    short = {path.removeprefix("params/"): path for path in shapes} | {path: path for path in shapes}
+    found: dict[str, Sequence[str | None]] = {}
+    for key, names in given.items():
+        path = short.get(key)
+        if path is None:
+            msg = f"from_spec: there is no leaf {key!r}; there are {', '.join(shapes)}."
+            raise ValueError(msg)
+        if path in found:
+            msg = f"from_spec: {path} is named twice in the specification; name it once."
+            raise ValueError(msg)
+        if isinstance(names, str) or not isinstance(names, Sequence):
+            msg = f"from_spec: {key}: got {names!r}, expected a tuple with the name of a permutation, or None, for each axis."
+            raise TypeError(msg)
+        found[path] = names
+    missing = [path for path in shapes if path not in found and shapes[path]]
+    if missing:
+        msg = f"from_spec: {', '.join(missing)} missing from the specification; give None for each axis that nothing permutes."
+        raise ValueError(msg)
+    _same(spec, found, short)
+    return found
+
+
+def _same(spec: Any, found: Mapping[str, Sequence[str | None]], short: Mapping[str, str]) -> None:
+    """Where a specification says it in both directions, both must say the same."""
+    listed = getattr(spec, "perm_to_axes", None)
+    if listed is None:
+        return
+    for name, places in listed.items():
+        seen = [(short.get(key, key), axis) for key, axis in places]
+        for place in seen:
+            if seen.count(place) > 1:
+                msg = f"from_spec: perm_to_axes names axis {place[1]} of {place[0]} twice for {name}; name it once."
+                raise ValueError(msg)
+        expected = {(path, i) for path, names in found.items() for i, own in enumerate(names) if own == name}
+        for path, axis in sorted(set(seen) ^ expected):
+            where = "perm_to_axes alone" if (path, axis) in seen else "axes_to_perm alone"
+            msg = f"from_spec: {name} acts on axis {axis} of {path} in {where}; both must say the same."
+            raise ValueError(msg)
+
+
+def _slot(path: str, axis: int, size: int) -> Slot:
+    return Slot(tuple(path.split("/")), axis, (0, size), 1.0, (axis,), np.arange(size)[:, None])

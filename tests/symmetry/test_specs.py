@@ -1,0 +1,109 @@
+"""Permutation specifications by hand: the group that is discovered, and every way to get one wrong."""
+
+from collections import namedtuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxsym as js
+
+PermutationSpec = namedtuple("PermutationSpec", ["perm_to_axes", "axes_to_perm"])
+NET, X = js.models.MLP((4, 4, 2), activation="relu"), jax.random.normal(jax.random.key(0), (6, 4))
+PARAMS = NET.init(jax.random.key(1), X)
+SPEC = {
+    "Dense_0/kernel": (None, "P0"),
+    "Dense_0/bias": ("P0",),
+    "Dense_1/kernel": ("P0", "P1"),
+    "Dense_1/bias": ("P1",),
+    "Dense_2/kernel": ("P1", None),
+    "Dense_2/bias": (None,),
+}
+
+
+def changed(**leaves):
+    return SPEC | {name.replace("__", "/"): axes for name, axes in leaves.items()}
+
+
+def test_it_is_the_group_that_is_discovered():
+    sym = js.Symmetry.from_spec(SPEC, PARAMS, NET.apply, X)
+    found = js.discover(NET.apply, PARAMS, X)
+    assert sym.verified
+    assert sym.order == found.order == 24**2
+    assert js.verify(NET.apply, sym, PARAMS, X).ok
+    theirs = [factor for factor in found.factors if factor.kind == "permutation"]
+    places = lambda factors: {frozenset(("/".join(s.path), s.axis) for s in f.slots) for f in factors}  # noqa: E731
+    assert places(sym.factors) == places(theirs)
+
+
+def test_the_form_that_git_re_basin_has():
+    listed = {"P0": [("Dense_0/kernel", 1), ("Dense_0/bias", 0), ("Dense_1/kernel", 0)]}
+    listed["P1"] = [("Dense_1/kernel", 1), ("Dense_1/bias", 0), ("Dense_2/kernel", 0)]
+    sym = js.Symmetry.from_spec(PermutationSpec(listed, SPEC), PARAMS)
+    assert (sym.order, sym.verified) == (24**2, False)
+    twice = listed | {"P0": [*listed["P0"], ("Dense_0/bias", 0)]}
+    with pytest.raises(ValueError, match="names axis 0 of params/Dense_0/bias twice for P0"):
+        js.Symmetry.from_spec(PermutationSpec(twice, SPEC), PARAMS)
+    short = listed | {"P1": listed["P1"][:2]}
+    with pytest.raises(ValueError, match="P1 acts on axis 0 of params/Dense_2/kernel in axes_to_perm alone"):
+        js.Symmetry.from_spec(PermutationSpec(short, SPEC), PARAMS)
+
+
+@pytest.mark.parametrize(
+    ("spec", "said"),
+    [
+        ({name: axes for name, axes in SPEC.items() if name != "Dense_1/bias"}, "params/Dense_1/bias missing from the specification"),
+        (changed(Dense_3__bias=(None,)), "there is no leaf 'Dense_3/bias'"),
+        (SPEC | {"params/Dense_0/bias": ("P0",)}, "params/Dense_0/bias is named twice"),
+        (changed(Dense_0__bias=("P0", None)), r"params/Dense_0/bias has shape \(4,\), and the specification names 2 axes, expected 1"),
+        (changed(Dense_2__kernel=(None, "P1")), "P1 acts on axis 1 of params/Dense_1/kernel, of size 4, and on axis 1 of params/Dense_2/kernel, of size 2"),
+    ],
+)  # fmt: skip
+def test_what_shapes_tell(spec, said):
+    with pytest.raises(ValueError, match=said):
+        js.Symmetry.from_spec(spec, PARAMS)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"Dense_0__kernel": ("P0", None)},  # a wrong axis, where the kernel is square
+        {"Dense_0__bias": (None,)},  # a leaf left out
+        {"Dense_1__kernel": ("P1", "P0")},
+    ],
+)
+def test_what_only_the_function_tells(wrong):
+    js.Symmetry.from_spec(changed(**wrong), PARAMS)
+    with pytest.raises(ValueError, match=r"the permutation of .* changes the function, by .* of its outputs"):
+        js.Symmetry.from_spec(changed(**wrong), PARAMS, NET.apply, X)
+
+
+def test_units_of_different_heads_are_not_mixed():
+    """Values and their readers in two heads of three: one permutation of all six is wrong, though all sizes agree."""
+
+    def apply(params, x):
+        heads = jax.nn.softmax(jnp.einsum("tc,ch,sc->hts", x, params["score"], x))
+        values = (x @ params["value"]).reshape(len(x), 2, 3)
+        return jnp.einsum("hts,shd->thd", heads, values).reshape(len(x), 6) @ params["out"]
+
+    keys = jax.random.split(jax.random.key(0), 3)
+    shapes = {"score": (4, 2), "value": (4, 6), "out": (6, 3)}
+    params = {name: jax.random.normal(key, shape) for key, (name, shape) in zip(keys, shapes.items(), strict=True)}
+    spec = {"score": (None, None), "value": (None, "V"), "out": ("V", None)}
+    with pytest.raises(ValueError, match=r"axis 1 of value, axis 0 of out changes the function.*different heads"):
+        js.Symmetry.from_spec(spec, params, apply, X)
+
+
+def test_what_is_no_specification():
+    with pytest.raises(TypeError, match="the specification is of type list"):
+        js.Symmetry.from_spec([], PARAMS)
+    with pytest.raises(TypeError, match="Dense_0/bias: got 'P0', expected a tuple"):
+        js.Symmetry.from_spec(changed(Dense_0__bias="P0"), PARAMS)
+
+
+def test_elements_are_permutations_of_the_axes():
+    sym = js.Symmetry.from_spec(SPEC, PARAMS)
+    first, second = sym.sample(jax.random.key(3))
+    moved, given = (tree["params"]["Dense_1"]["kernel"] for tree in (sym.act((first, second), PARAMS), PARAMS))
+    np.testing.assert_array_equal(moved, np.asarray(given)[np.asarray(first)][:, np.asarray(second)])
