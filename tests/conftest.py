@@ -44,6 +44,7 @@ def root():
 STUDIES = (
     "conservation",
     "conservation_laws",
+    "dropout",
     "equivalent_minima",
     "equivariant_layers",
     "flat_minima",
@@ -59,8 +60,10 @@ STUDIES = (
     "titanic",
 )  # whose run is long, though small
 SIBLINGS = {
+    "test_canonical": ["test_units_that_can_only_shrink_together_stay[a]"],
+    "test_connect": ["test_a_curve_inside_the_orbit_is_one_function[layer norm]"],
+    "test_faults": ["test_kill_9_at_random_moments[inline-2]"],
     "test_attention": ["test_what_a_position_sees[True]"],
-    "test_dropout": ["test_settings_that_are_the_same_have_the_same_networks"],
     "test_hyperparameters": ["test_a_masked_network_trains_as_if_it_stood_alone[5-2-tanh]"],
     "test_noether": [
         "test_momenta_belong_to_antisymmetric_generators[attention]",
@@ -80,6 +83,7 @@ SIBLINGS = {
         "test_krylov_finds_the_extreme_ones_with_their_copies[magnitude]",
     ],
     "test_steps": ["test_the_modified_equation_of_momentum[relu]"],
+    "test_traps": ["test_no_direction_is_counted_twice[rows and columns of embeddings]"],
     "test_teleport": ["test_a_group_of_another_loss_is_refused[True]"],
 }
 """The most expensive tests, by file: each has a cheaper sibling that runs every time."""
