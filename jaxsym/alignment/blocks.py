@@ -13,7 +13,7 @@ import scipy.optimize
 from jaxtyping import Array, Float, Int
 
 from jaxsym.symmetry.group import Symmetry
-from jaxsym.symmetry.units import TURNS, Leaves, Parts, cover, floating, framed, gathered, numbers, slots, upright
+from jaxsym.symmetry.units import TURNS, Leaves, Parts, cover, floating, gathered, numbers, slots, upright
 
 
 class Block(NamedTuple):
@@ -152,12 +152,6 @@ def sorted_distances(sym: Symmetry, block: Block, a: Leaves, b: Leaves) -> Float
         squares = (one**2).sum(-1)[..., :, None] + (other**2).sum(-1)[..., None, :]
         total = total + squares - 2 * one @ other.swapaxes(-1, -2)
     return total
-
-
-def seen(sym: Symmetry, leaves: Leaves) -> Leaves:
-    """The leaves in the frames in which the blocks act on them."""
-    bent = any(slot.frame is not None for factor in sym.factors for slot in factor.slots)
-    return framed(sym, leaves) if bent else leaves
 
 
 def _place(slot: Any) -> tuple[Any, ...]:

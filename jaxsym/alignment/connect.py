@@ -233,7 +233,8 @@ def curve(
     >>> ring = lambda w, key: ((w**2).sum() - 1) ** 2
     >>> a, b = jnp.array([1.0, 0.0]), jnp.array([-1.0, 0.1])
     >>> found = curve(ring, a, b, jax.random.key(0))
-    >>> straight, bent = (max(ring(p, None) for p in path) for path in (between_all(a, b, 9), along(a, found.middle, b, 9)))
+    >>> straight = barrier(lambda w: ring(w, None), a, b, 9).losses.max()
+    >>> bent = max(ring(point, None) for point in along(a, found.middle, b, 9))
     >>> bool(bent < 0.3 * straight)
     True
     """
@@ -260,11 +261,6 @@ def curve(
 def along(a: PyTree, middle: PyTree, b: PyTree, num: int = 25) -> PyTree:
     """Points of the Bezier curve from ``a`` to ``b`` with a control point: leaves ``[num, *leaf]``."""
     return jax.vmap(lambda t: _bezier(a, middle, b, t))(jnp.linspace(0, 1, num))
-
-
-def between_all(a: PyTree, b: PyTree, num: int = 25) -> PyTree:
-    """Points of the straight line from ``a`` to ``b``: leaves ``[num, *leaf]``."""
-    return jax.vmap(lambda t: between(a, b, t))(jnp.linspace(0, 1, num))
 
 
 def _bezier(a: PyTree, middle: PyTree, b: PyTree, t: Any) -> PyTree:

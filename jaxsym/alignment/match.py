@@ -1,6 +1,7 @@
 """One network moved onto another by the whole group: the element that brings their parameters closest."""
 
 import collections
+import copy
 import dataclasses
 import functools
 import itertools
@@ -15,12 +16,12 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from jaxsym import tree
-from jaxsym.alignment.blocks import Block, Scores, apart, assigned, best, blocks, inside, scores, seen, sorted_distances
+from jaxsym.alignment.blocks import Block, Scores, apart, assigned, best, blocks, inside, scores, sorted_distances
 from jaxsym.alignment.similar import MEASURES, Similarity
 from jaxsym.symmetry.canonical import canonicalize, gauged
 from jaxsym.symmetry.checks import expect_finite, expect_group
 from jaxsym.symmetry.group import Element, Symmetry
-from jaxsym.symmetry.units import Leaves, Parts, floating, gathered, slots
+from jaxsym.symmetry.units import Leaves, Parts, floating, framed, gathered, slots
 
 PASSES = 100
 """Over all blocks, at most."""
@@ -69,12 +70,21 @@ class Problem:
     """A network to be moved onto, in a frame where what is left of the group is compact."""
 
     def __init__(self, sym: Symmetry, a: Leaves) -> None:
-        self.sym, self.a, self.blocks = sym, a, blocks(sym)
-        self.seen = seen(sym, a)
+        self.sym, self.blocks = sym, blocks(sym)
         self.groups = apart(sym, self.blocks)
         self.inside = {block: inside(block, self.blocks) for block in self.blocks}
-        self.scale = sum(float((leaf**2).sum()) for leaf in a.values() if floating(leaf))
         self._some: dict[tuple[int, ...], Symmetry] = {}
+        self._aim(a)
+
+    def _aim(self, a: Leaves) -> None:
+        self.a, self.seen = a, framed(self.sym, a)
+        self.scale = sum(float((leaf**2).sum()) for leaf in a.values() if floating(leaf))
+
+    def towards(self, a: Leaves) -> "Problem":
+        """The same with another network to be moved onto."""
+        other = copy.copy(self)
+        other._aim(a)
+        return other
 
     def solve(
         self,
@@ -167,7 +177,7 @@ class Problem:
         """The best that a block can do, all others held but what is inside its units."""
         inner = self.inside[block]
         if not inner or self.sym.factors[block.members[0]].size > NESTED:
-            return [best(block, scores(self.sym, block, self.seen, seen(self.sym, leaves)))]
+            return [best(block, scores(self.sym, block, self.seen, framed(self.sym, leaves)))]
         outer = self._outer(block, inner, leaves)
         return [outer, *self._inner(inner, self._along([outer], leaves))]
 
@@ -188,7 +198,7 @@ class Problem:
         for turn in rows:
             order = np.broadcast_to((rows + turn) % factor.size, factor.shape)
             moved = self._along([{block.mover: order}], leaves)
-            there = seen(self.sym, self._along(self._inner(inner, moved), moved))
+            there = framed(self.sym, self._along(self._inner(inner, moved), moved))
             for _, path, slot in slots(self.sym, [block.mover]):
                 if floating(self.seen[path]):
                     met = gathered(self.seen[path], slot) * gathered(there[path], slot)
@@ -199,7 +209,7 @@ class Problem:
         """After each permutation from distances that no other one changes: outer ones first, then those of what is inside."""
         movers = [block for block in self.blocks if block.mover is not None]
         for depth in sorted({len(block.classes) for block in movers}):
-            there = seen(self.sym, walk.leaves)
+            there = framed(self.sym, walk.leaves)
             parts = {
                 block.mover: assigned(-sorted_distances(self.sym, block, self.seen, there))
                 for block in movers
@@ -234,7 +244,7 @@ class Problem:
             known = {block: {path for path in paths[block] if holders[path] == 1} for block in left}
             size = lambda some: sum(math.prod(self.sym.shapes[path]) for path in some)  # noqa: E731
             block = max(left, key=lambda one: size(known[one]) / max(1, size(paths[one])))
-            there = seen(self.sym, walk.leaves)
+            there = framed(self.sym, walk.leaves)
             if known[block]:
                 parts = best(block, scores(self.sym, block, {path: self.seen[path] for path in known[block]}, there))
             elif block.mover is not None:

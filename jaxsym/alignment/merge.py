@@ -89,7 +89,7 @@ def merge(
         while reference is None and len(history) <= ROUNDS:
             for i, walk in enumerate(walks):
                 others = [(other, part) for j, (other, part) in enumerate(zip(walks, share, strict=True)) if j != i]
-                Problem(sym, _mean([other.leaves for other, _ in others], [part for _, part in others])).ascend(walk)
+                problem.towards(_mean([other.leaves for other, _ in others], [part for _, part in others])).ascend(walk)
             history.append(_spread(walks, share))
             if history[-2] - history[-1] <= 1e-9 * history[0]:
                 break

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 import xarray as xr
@@ -18,12 +17,14 @@ from jaxtyping import Array, PyTree
 from jaxsym.alignment import align, barrier, merge, orbit_path, plane
 from jaxsym.data import Rows, flattened
 from jaxsym.models import MLP
+from jaxsym.studies import study
 from jaxsym.studies.classifying import accuracy, cross_entropy, load
 from jaxsym.studies.mode_connectivity_page import page
 from jaxsym.studies.mode_connectivity_summary import MOVES, summary
 from jaxsym.studies.study import Clock, Progress, Study, expect, network_keys
 from jaxsym.symmetry.discover import discover
 from jaxsym.symmetry.group import Symmetry
+from jaxsym.symmetry.verify import wide
 from jaxsym.training import make_train
 
 ACTIVATIONS = ("relu", "tanh")
@@ -73,11 +74,8 @@ def numbers(name: str, text: str, least: int) -> list[int]:
     ValueError
         Naming the option, if they are none, too small or not in rising order.
     """
-    try:
-        found = [int(part) for part in text.split(",")]
-    except ValueError:
-        found = []
-    if not found or found != sorted(set(found)) or found[0] < least:
+    found = study.numbers(name, text, int)
+    if found != sorted(set(found)) or found[0] < least:
         msg = f"{name}: got {text!r}, expected numbers from {least} on in rising order, with commas between."
         raise ValueError(msg)
     return found
@@ -107,11 +105,13 @@ def run(config: Config, progress: Progress) -> xr.Dataset:
         for pair in range(config.pairs):
             progress(f"{activation}, width {width}: pair {pair + 1} of {config.pairs}", clock.net_steps, total)
             a, b = (jax.tree.map(lambda leaf, i=i: leaf[i], networks) for i in (2 * pair, 2 * pair + 1))
-            for name, values in _pair(sym, net, a, b, train, measures).items():
+            moved = _moved(sym, net, a, b, train)
+            walked = _pair(a, moved, measures) | {"orbit_loss": _orbit(sym, net, a, train)}
+            for name, values in walked.items():
                 shape = (len(ACTIVATIONS), len(widths), config.pairs, *values.shape)
                 found.setdefault(name, np.full(shape, np.nan))[(*place, pair)] = values
             if activation == "relu" and width == widths[-1] and not pair:
-                plane_of = _plane(sym, net, a, b, train)
+                plane_of = _plane(net, a, b, moved["activations"], train)
     together = _merged(clock, config, train, split.test, classes, keys[: merged[-1]], steps, merged)
     return _dataset(config, widths, merged, found, together, plane_of).assign(clock.variables())
 
@@ -158,20 +158,21 @@ def _measures(net: MLP, train: Rows, test: Rows, num: int) -> Callable[[PyTree, 
     return along
 
 
-def _pair(
-    sym: Symmetry, net: MLP, a: PyTree, b: PyTree, train: Rows, measures: Callable[..., dict[str, Array]]
-) -> dict[str, np.ndarray]:
-    """The line from one network to another, moved in every way; and a curve inside an orbit."""
-    moved = {
+def _moved(sym: Symmetry, net: MLP, a: PyTree, b: PyTree, train: Rows) -> dict[str, PyTree]:
+    """One network moved onto another in every way."""
+    return {
         "naive": b,
         "permutations": align(permutations(sym), a, b).params,
         "weights": align(sym, a, b).params,
         "activations": align(sym, a, b, objective="activations", apply=net.apply, inputs=(train.inputs,)).params,
     }
+
+
+def _pair(a: PyTree, moved: dict[str, PyTree], measures: Callable[..., dict[str, Array]]) -> dict[str, np.ndarray]:
+    """The lines from one network to another, moved in every way."""
     lines = [jax.device_get(measures(a, moved[name])) for name in MOVES]
     found = {name: np.stack([line[name] for line in lines]) for name in lines[0]}
-    found["distance"] = np.array([_distance(a, moved[name]) for name in MOVES])
-    return found | {"orbit_loss": _orbit(sym, net, a, train)}
+    return found | {"distance": np.array([_distance(a, moved[name]) for name in MOVES])}
 
 
 def _distance(a: PyTree, b: PyTree) -> float:
@@ -183,19 +184,14 @@ def _distance(a: PyTree, b: PyTree) -> float:
 def _orbit(sym: Symmetry, net: MLP, params: PyTree, train: Rows) -> np.ndarray:
     """The training loss along a curve inside the orbit, in float64; a network without continuous symmetries stays where it is."""
     with jax.enable_x64(True), jax.default_matmul_precision("highest"):
-        wide, rows = jax.tree.map(lambda leaf: jnp.asarray(leaf, _wide(leaf)), (params, train))
+        wide_params, rows = wide((params, train))
         element = sym.exp(jax.random.normal(jax.random.key(0), (sym.dim,)))
-        path = orbit_path(sym, wide, element, PATH)
+        path = orbit_path(sym, wide_params, element, PATH)
         return np.asarray(jax.lax.map(lambda point: cross_entropy(net.apply)(point, rows), path))
 
 
-def _wide(leaf: Any) -> Any:
-    return np.float64 if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf.dtype
-
-
-def _plane(sym: Symmetry, net: MLP, a: PyTree, b: PyTree, train: Rows) -> dict[str, np.ndarray]:
+def _plane(net: MLP, a: PyTree, b: PyTree, moved: PyTree, train: Rows) -> dict[str, np.ndarray]:
     """The training loss on the plane through two networks and the second one moved onto the first."""
-    moved = align(sym, a, b, objective="activations", apply=net.apply, inputs=(train.inputs,)).params
     return plane(lambda params: cross_entropy(net.apply)(params, train), a, b, moved, GRID)._asdict()
 
 

@@ -4,9 +4,8 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
-from scipy import stats
 
-from jaxsym.studies.study import Claim, refuted, run_counts
+from jaxsym.studies.study import Claim, refuted, run_counts, sign_test
 
 MOVES = ("naive", "permutations", "weights", "activations")
 """As it is; by its permutations alone, by weights; by the whole group, by weights and by activations."""
@@ -74,10 +73,7 @@ def claims(data: xr.Dataset) -> list[Claim]:
 
 def _signed(better: int, worse: int) -> bool | None:
     """A sign test at 5 %."""
-    total = better + worse
-    if not total or stats.binomtest(better, total).pvalue >= 0.05:
-        return None
-    return better > worse
+    return better > worse if sign_test(better, worse) < 0.05 else None
 
 
 def summary(data: xr.Dataset) -> dict[str, Any]:

@@ -29,7 +29,7 @@ from jaxsym.studies.polynomial_exact import (
 )
 from jaxsym.studies.polynomial_page import page
 from jaxsym.studies.polynomial_summary import summary
-from jaxsym.studies.study import Clock, Progress, Study, expect, network_keys
+from jaxsym.studies.study import Clock, Progress, Study, expect, network_keys, numbers
 from jaxsym.training import make_train
 
 DEGREES = np.arange(1, 21)
@@ -87,21 +87,6 @@ class Config:
         if rates[0] != RATE or rates != sorted(set(rates), reverse=True) or rates[-1] <= 0:
             msg = f"rates: got {self.rates}, expected positive numbers in falling order, the first {RATE:g}."
             raise ValueError(msg)
-
-
-def numbers(name: str, text: str, kind: Callable[[str], Any]) -> list[Any]:
-    """Numbers separated by commas.
-
-    Raises
-    ------
-    ValueError
-        Naming the option, if one of them is none.
-    """
-    try:
-        return [kind(part) for part in text.split(",")]
-    except ValueError:
-        msg = f"{name}: got {text!r}, expected numbers separated by commas."
-        raise ValueError(msg) from None
 
 
 def run(config: Config, progress: Progress) -> xr.Dataset:

@@ -18,6 +18,7 @@ from jaxsym.studies.propagation_summary import (
     claims,
     drift,
     inner,
+    kernel_ratio,
     middle,
     power,
     ratio,
@@ -74,8 +75,7 @@ def _signals(data: xr.Dataset) -> Section:
             if column == 0:
                 ax.set_ylabel(label)
     plots.legend(axes[int(np.argmin(reach))], loc="lower right")  # where the lines leave room
-    alive = plain["variance"].isel(layer=-1) > DEAD
-    weights = middle(plain["weight_gradient_ratio"].isel(depth=-1).where(alive)).sel(activation="relu")
+    weights = middle(kernel_ratio(plain)).sel(activation="relu")
     outputs = middle(ratio(data)).sel(architecture="plain", activation="relu")
     calm = float(abs(weights).max())
     small = str(outputs["initializer"].values[int(outputs.values.argmin())])
@@ -131,10 +131,9 @@ def _signals(data: xr.Dataset) -> Section:
 
 def _ends(data: xr.Dataset) -> list[xr.DataArray]:
     plain = data.sel(architecture="plain")
-    weights = plain["weight_gradient_ratio"].isel(depth=-1).where(plain["variance"].isel(layer=-1) > DEAD)
     slope = plain["slope"].mean("layer")
     slope = slope.copy(data=np.log10(slope.values))
-    return [middle(values) for values in (change(plain), ratio(plain), weights, slope)]
+    return [middle(values) for values in (change(plain), ratio(plain), kernel_ratio(plain), slope)]
 
 
 def _tiles(
@@ -241,11 +240,8 @@ def _sigmoid(data: xr.Dataset) -> Section:
             slopes.sel(initializer=name), ratios.sel(initializer=name).isel(depth=-1), color=colour, s=30, zorder=3
         )
     left.set(xlabel="depth", ylabel="gradient, first over last, log10")
-    right.set(
-        xlabel="root mean square derivative (0.25 at most)",
-        ylabel=f"the same at depth {int(depths[-1])}",
-        xlim=(0, 0.27),
-    )
+    label = "root mean square derivative (0.25 at most)"
+    right.set(xlabel=label, ylabel=f"the same at depth {int(depths[-1])}", xlim=(0, 0.27))
     plots.legend(left)
     low = str(ratios["initializer"].values[int(ratios.isel(depth=-1).values.argmin())])
     at = float(slopes.sel(initializer=low))

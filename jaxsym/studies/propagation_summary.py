@@ -6,7 +6,7 @@ import numpy as np
 import xarray as xr
 from scipy import stats
 
-from jaxsym.studies.study import Claim, listed, refuted, run_counts
+from jaxsym.studies.study import Claim, listed, refuted, run_counts, sign_test
 
 TOLERANCE = 1e-10
 """A singular value beyond its bound by more than this share of it is a violation; less is rounding."""
@@ -57,6 +57,11 @@ def change(data: xr.Dataset) -> xr.DataArray:
 def ratio(data: xr.Dataset) -> xr.DataArray:
     """log10 of the gradient's norm at the first layer over that at the last, at the largest depth."""
     return data["gradient_ratio"].isel(depth=-1).astype(float)
+
+
+def kernel_ratio(data: xr.Dataset) -> xr.DataArray:
+    """:func:`ratio` of the gradients by kernels; NaN where all units of the last layer are off."""
+    return data["weight_gradient_ratio"].isel(depth=-1).where(data["variance"].isel(layer=-1) > DEAD)
 
 
 def drift(data: xr.Dataset) -> xr.DataArray:
@@ -288,7 +293,7 @@ def _learned(data: xr.Dataset) -> list[Claim]:
     for architecture, what in (("residual", "Residual connections help"), ("batch norm", "Batch normalisation helps")):
         gained = gains(data, architecture)
         better, worse = int((gained > APART).sum()), int((gained < -APART).sum())
-        chance = stats.binomtest(better, better + worse).pvalue if better + worse else 1.0
+        chance = sign_test(better, worse)
         found.append(
             (
                 f"{what} a deep network to learn.",

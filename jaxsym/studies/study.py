@@ -12,6 +12,7 @@ import numpy as np
 import xarray as xr
 from jaxtyping import Array, PyTree
 from matplotlib.figure import Figure
+from scipy import stats
 
 from jaxsym.catalogue import find
 from jaxsym.parallel import parallel
@@ -130,6 +131,11 @@ def above(interval: Sequence[float], bound: float = 0.0) -> bool | None:
     return None if verdict is None else not verdict
 
 
+def sign_test(better: int, worse: int) -> float:
+    """The probability of a division at least as uneven if both were as likely; 1 where there is none."""
+    return float(stats.binomtest(better, better + worse).pvalue) if better + worse else 1.0
+
+
 def refuted(found: Sequence[Claim]) -> list[str]:
     """The claims that what was measured does not bear out."""
     return [claim for claim, _, holds in found if holds is not None and not holds]
@@ -157,6 +163,21 @@ def expect(config: Any, **least: int) -> None:
     if not 0 < getattr(config, "test_fraction", 0.5) < 1:
         msg = f"test_fraction: got {config.test_fraction}, expected a number between 0 and 1, both excluded."
         raise ValueError(msg)
+
+
+def numbers(name: str, text: str, kind: Callable[[str], Any]) -> list[Any]:
+    """Numbers separated by commas.
+
+    Raises
+    ------
+    ValueError
+        Naming the option, if one of them is none.
+    """
+    try:
+        return [kind(part) for part in text.split(",")]
+    except ValueError:
+        msg = f"{name}: got {text!r}, expected numbers separated by commas."
+        raise ValueError(msg) from None
 
 
 def chosen(names: str, catalogue: Mapping[str, T], what: str) -> dict[str, T]:

@@ -227,10 +227,8 @@ def gauged(sym: Symmetry, params: PyTree) -> Element:
     expect_group(sym, "gauged")
     kept = vars(sym)
     if "gauge" not in kept:
-        kinds = {factor.kind for factor in sym.factors if factor.whole is None}
-        framed = any(slot.frame is not None for _, _, slot in slots(sym, range(len(sym.factors))))
-        plain = len(kinds) and kinds <= {"permutation", "sign", "scaling"} and not framed
-        if plain and all(factor.whole is None for factor in sym.factors):
+        compact = {factor.kind for factor in sym.factors} <= {"permutation", "sign", "scaling"} and not _crooked(sym)
+        if compact:
             kept["gauge"] = jax.jit(functools.partial(balancing_element, sym, pinned=True))
         else:
             plan, _ = _compiled(sym)
