@@ -1,6 +1,7 @@
 """Are these two networks the same valley: one network moved onto another, many merged, and paths between them."""
 
 from jaxsym.alignment.connect import Barrier, Curve, Plane, along, barrier, curve, orbit_path, plane
+from jaxsym.alignment.ensemble import Ensemble, ensemble
 from jaxsym.alignment.match import Alignment, align
 from jaxsym.alignment.merge import Merge, merge
 
@@ -8,12 +9,14 @@ __all__ = [
     "Alignment",
     "Barrier",
     "Curve",
+    "Ensemble",
     "Merge",
     "Plane",
     "align",
     "along",
     "barrier",
     "curve",
+    "ensemble",
     "merge",
     "orbit_path",
     "plane",

@@ -5,15 +5,17 @@ basis have been undone (:func:`jaxsym.symmetry.gauged`) is compact, so that the 
 With all other blocks held, that is a linear function of a block's permutation, signs or rotation: an assignment, or a Procrustes problem.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import scipy.optimize
 from jaxtyping import Array, Float, Int
 
+from jaxsym.symmetry.factors import Factor, Slot
 from jaxsym.symmetry.group import Symmetry
-from jaxsym.symmetry.units import TURNS, Leaves, Parts, cover, floating, gathered, numbers, slots, upright
+from jaxsym.symmetry.units import TURNS, Leaves, Parts, cover, gathered, numbers, slots, upright
 
 
 class Block(NamedTuple):
@@ -62,18 +64,40 @@ def inside(block: Block, others: Sequence[Block]) -> list[Block]:
     return [other for other in others if block.mover is not None and block.classes[-1] in other.classes[:-1]]
 
 
-def apart(sym: Symmetry, some: Sequence[Block]) -> list[list[Block]]:
-    """The blocks in groups of which no two share a leaf, so that they can be moved at once."""
-    groups: list[tuple[set[str], list[Block]]] = []
-    for block in some:
-        paths = {path for _, path, _ in slots(sym, block.members)}
-        free = next((group for group in groups if group[0].isdisjoint(paths)), None)
-        if free is None:
-            groups.append((paths, [block]))
-        else:
-            free[0].update(paths)
-            free[1].append(block)
-    return [members for _, members in groups]
+class Place(NamedTuple):
+    """The units of a block in one leaf, of many networks at once."""
+
+    path: str
+    slot: Slot
+    factor: Factor
+    odd: bool
+    """Whether the block's sign moves them."""
+    order: tuple[int, ...]
+    """Of the axes of a leaf ``[networks, *leaf]``: those of the units first."""
+    every: bool
+    """Whether the units are all that there is on these axes, in order."""
+
+    def units(self, leaf: Any) -> Any:
+        """``[networks, *copies, size, rest]``, as rotations see them."""
+        slot, first = self.slot, leaf.transpose(self.order)
+        if not self.every:
+            positions = math.prod(first.shape[1 : 1 + len(slot.axes)])
+            first = first.reshape(len(leaf), positions, -1)[:, slot.where]
+        return upright(self.factor, first.reshape(len(leaf), *slot.where.shape[:-1], -1))
+
+
+def places(sym: Symmetry, block: Block, members: Iterable[int] | None = None) -> tuple[Place, ...]:
+    """Where the units of a block are, each place once; those of some of its factors alone."""
+    lead = next(i for i in (block.turn, block.mover, block.sign) if i is not None)
+    odd = {_where(slot) for _, _, slot in slots(sym, [block.sign])} if block.sign is not None else set()
+    found = {}
+    for _, path, slot in slots(sym, block.members if members is None else members):
+        shape = sym.shapes[path]
+        ahead = tuple(1 + axis for axis in slot.axes)
+        order = (0, *ahead, *(axis for axis in range(1, 1 + len(shape)) if axis not in ahead))
+        every = slot.fills(math.prod(shape[axis] for axis in slot.axes))
+        found[_where(slot)] = Place(path, slot, sym.factors[lead], _where(slot) in odd, order, every)
+    return tuple(found.values())
 
 
 class Scores(NamedTuple):
@@ -85,21 +109,24 @@ class Scores(NamedTuple):
     """Over those that it moves."""
 
 
-def scores(sym: Symmetry, block: Block, a: Leaves, b: Leaves) -> Scores:
-    """How well each unit of ``a`` goes with each of ``b``, in their frames; where a leaf holds the units on two axes, to first order."""
-    lead = block.turn if block.turn is not None else block.mover
-    lead = block.sign if lead is None else lead
-    assert lead is not None
-    factor = sym.factors[lead]
-    odd = {_place(slot) for _, _, slot in slots(sym, [block.sign])} if block.sign is not None else set()
-    units = {_place(slot): (path, slot) for _, path, slot in slots(sym, block.members)}
-    straight: Any = np.zeros((*factor.shape, factor.size))
-    flipped: Any = np.zeros((*factor.shape, factor.size))
-    for place, (path, slot) in units.items():
-        if path in a and floating(a[path]):
-            one, other = (upright(factor, gathered(leaves[path], slot)) for leaves in (a, b))
-            product = one @ other.swapaxes(-1, -2)
-            straight, flipped = (straight, flipped + product) if place in odd else (straight + product, flipped)
+def scores(some: Iterable[Place], a: Callable[[Place], Any], b: Leaves) -> Scores:
+    """How well each unit of one network goes with each of another, in their frames; where a leaf holds the units on two axes, to first order.
+
+    Parameters
+    ----------
+    some
+        The places that count.
+    a
+        Of a place, the units ``[networks, *copies, size, rest]`` of the networks that stay; one network broadcasts.
+    b
+        Leaves ``[networks, *leaf]`` of those that move.
+    """
+    sums: list[Any] = [None, None]
+    for place in some:
+        product = a(place) @ place.units(b[place.path]).swapaxes(-1, -2)
+        sums[place.odd] = product if sums[place.odd] is None else sums[place.odd] + product
+    shape = next(total for total in sums if total is not None).shape
+    straight, flipped = (np.zeros(shape) if total is None else total for total in sums)
     return Scores(straight, flipped)
 
 
@@ -125,34 +152,61 @@ def best(block: Block, found: Scores) -> Parts:
 
 
 def assigned(gain: Float[np.ndarray, "*copies n n"]) -> Int[np.ndarray, "*copies n"]:
-    """For each row the column that it is assigned to, at the largest sum (:func:`scipy.optimize.linear_sum_assignment`)."""
+    """For each row the column that it is assigned to, at the largest sum (:func:`scipy.optimize.linear_sum_assignment`).
+
+    It is found sooner without what all of a row or of a column have in common, and when rows with much to tell come first; the best remains the best.
+    """
     flat = gain.reshape(-1, *gain.shape[-2:])
-    rows = [scipy.optimize.linear_sum_assignment(matrix, maximize=True)[1] for matrix in flat]
-    return np.array(rows).reshape(gain.shape[:-1])
+    flat = flat - flat.max(-1, keepdims=True, initial=-np.inf)
+    flat -= flat.max(-2, keepdims=True, initial=-np.inf)
+    found = np.empty(flat.shape[:-1], int)
+    for order, matrix in zip(found, flat, strict=True):
+        rows = np.argsort(-matrix.std(-1), kind="stable")
+        order[rows] = scipy.optimize.linear_sum_assignment(matrix[rows], maximize=True)[1]
+    return found.reshape(gain.shape[:-1])
 
 
-def sorted_distances(sym: Symmetry, block: Block, a: Leaves, b: Leaves) -> Float[np.ndarray, "*copies n n"]:
-    """Squared distances between sorted weight vectors, which no permutation or sign of another block changes."""
+class Sorting(NamedTuple):
+    """How a place is made such that no permutation or sign of another block changes it."""
+
+    place: Place
+    unsigned: bool
+    length: bool
+    """Rotations act on it: its length alone is left."""
+    ordered: bool
+
+    def invariant(self, leaf: Any) -> Any:
+        """``[networks, *copies, size, rest]``."""
+        units = self.place.units(leaf)
+        units = np.abs(units) if self.unsigned else units
+        if self.length:
+            return np.sqrt((units**2).sum(-1, keepdims=True))
+        return np.sort(units, axis=-1) if self.ordered else units
+
+
+def sortings(sym: Symmetry, block: Block) -> tuple[Sorting, ...]:
+    """Of all places of a block's permutation."""
     assert block.mover is not None
     others = [i for i in numbers(sym, "permutation", "sign", *TURNS) if i not in block.members]
     moved, flips, turned = (cover(sym, some) for some in (others, numbers(sym, "sign"), numbers(sym, *TURNS)))
     own = cover(sym, [block.mover])
-    shape = sym.factors[block.mover].shape
-    total: Any = np.zeros((*shape, shape[-1]))
-    for _, path, slot in slots(sym, [block.mover]):
-        if not floating(a[path]):
-            continue
-        one, other = (np.asarray(gathered(leaves[path], slot)) for leaves in (a, b))
-        if gathered(flips[path], slot).any():
-            one, other = np.abs(one), np.abs(other)
-        if gathered(turned[path], slot).any():
-            one, other = (np.sqrt((side**2).sum(-1, keepdims=True)) for side in (one, other))
-        elif gathered(moved[path], slot).any() or gathered(own[path], slot).max(initial=0) > 1:
-            one, other = np.sort(one, axis=-1), np.sort(other, axis=-1)
+    found = []
+    for place in places(sym, block, [block.mover]):
+        unsigned, length, mixed = (bool(gathered(of[place.path], place.slot).any()) for of in (flips, turned, moved))
+        again = bool(gathered(own[place.path], place.slot).max(initial=0) > 1)
+        found.append(Sorting(place._replace(factor=sym.factors[block.mover]), unsigned, length, mixed or again))
+    return tuple(found)
+
+
+def sorted_distances(some: Iterable[Sorting], a: Leaves, b: Leaves) -> Float[np.ndarray, "networks *copies n n"]:
+    """Squared distances between sorted weight vectors, which no permutation or sign of another block changes."""
+    total: Any = 0
+    for sorting in some:
+        one, other = (sorting.invariant(leaves[sorting.place.path]) for leaves in (a, b))
         squares = (one**2).sum(-1)[..., :, None] + (other**2).sum(-1)[..., None, :]
         total = total + squares - 2 * one @ other.swapaxes(-1, -2)
     return total
 
 
-def _place(slot: Any) -> tuple[Any, ...]:
+def _where(slot: Slot) -> tuple[Any, ...]:
     return (slot.path, slot.axis, slot.span)

@@ -1,14 +1,13 @@
 """Many networks in one: each moved by its own element to where they agree best, then averaged."""
 
-import functools
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from jaxsym import tree
-from jaxsym.alignment.match import Problem, Walk, balanced, canonical_start, checked, restored, shown
+from jaxsym.alignment.ascent import Problem, Walks, stack
+from jaxsym.alignment.match import balanced, canonical_start, checked, restored, shown, unstacked
 from jaxsym.symmetry.checks import expect_group
 from jaxsym.symmetry.group import Element, Symmetry
 from jaxsym.symmetry.units import Leaves, floating
@@ -67,7 +66,7 @@ def merge(
     True
     """
     expect_group(sym, "merge")
-    networks = _networks(sym, stacked)
+    networks = unstacked(sym, stacked, "merge")
     share = _shares(weights, len(networks))
     if reference is not None and not 0 <= reference < len(networks):
         msg = f"merge: reference is {reference}, expected the number of one of the {len(networks)} networks, from 0."
@@ -75,56 +74,34 @@ def merge(
     with jax.enable_x64(True):
         given = [checked(sym, params, f"merge: network {i}") for i, params in enumerate(networks)]
         frames = [balanced(sym, leaves) for leaves in given]
-        centre = reference or 0
-        problem = Problem(sym, sym.leaves(sym.act(frames[centre], given[centre])))
-        walks = [
-            Walk(sym, leaves, frame)
-            if i == centre
-            else problem.solve(
-                leaves, frame, functools.partial(canonical_start, sym, frames[centre], given[centre], leaves)
-            )[0]
-            for i, (leaves, frame) in enumerate(zip(given, frames, strict=True))
-        ]
+        centre, every = reference or 0, np.arange(len(given))
+        walks = Walks.begun(sym, given, frames)
+        problem, rest = Problem(sym, walks[[centre]].leaves), np.delete(every, centre)
+        found, _, _ = problem.solve(
+            walks[rest],
+            [given[i] for i in rest],
+            lambda: [canonical_start(sym, frames[centre], given[centre], given[i]) for i in rest],
+        )
+        walks.put(rest, found)
         history = [_spread(walks, share)]
         while reference is None and len(history) <= ROUNDS:
-            for i, walk in enumerate(walks):
-                others = [(other, part) for j, (other, part) in enumerate(zip(walks, share, strict=True)) if j != i]
-                problem.towards(_mean([other.leaves for other, _ in others], [part for _, part in others])).ascend(walk)
+            for i in range(len(given)):
+                others, walk = np.delete(every, i), walks[[i]]
+                problem.towards(stack([_mean(walks[others].leaves, share[others])])).ascend(walk)
+                walks.put([i], walk)
             history.append(_spread(walks, share))
             if history[-2] - history[-1] <= 1e-9 * history[0]:
                 break
-        elements = [walk.element for walk in walks]
+        elements = walks.elements
         if reference is not None:
             elements = [sym.compose(sym.inverse(frames[reference]), element) for element in elements]
-        moved = [sym.leaves(sym.act(element, leaves)) for element, leaves in zip(elements, given, strict=True)]
-        average = _mean(moved, share)
+        average = _mean(Walks.begun(sym, given, elements).leaves, share)
     parts = tuple(np.stack(parts) for parts in zip(*elements, strict=True))
     return Merge(
         restored(networks[centre], average),
         shown(parts),
         np.array(history),
     )
-
-
-def _networks(sym: Symmetry, stacked: PyTree) -> list[PyTree]:
-    """The networks one by one."""
-    counts = {}
-    for path, leaf in tree.leaves(stacked).items():
-        shape = np.shape(leaf)
-        if path in sym.shapes and shape[1:] == sym.shapes[path] and shape:
-            counts[path] = shape[0]
-        elif path in sym.shapes:
-            msg = (
-                f"merge: {path} has shape {shape}, expected (networks, {', '.join(map(str, sym.shapes[path]))}): stack the networks,"
-                " jax.tree.map(lambda *leaves: jnp.stack(leaves), one, another)."
-            )
-            raise ValueError(msg)
-    sizes = set(counts.values())
-    if len(sizes) != 1 or max(sizes) < 2:
-        msg = f"merge: got {', '.join(map(str, sorted(sizes))) or 'no'} network(s), expected the same number, two or more, in every leaf."
-        raise ValueError(msg)
-    host = jax.device_get(stacked)
-    return [jax.tree.map(lambda leaf, i=i: leaf[i], host) for i in range(sizes.pop())]
 
 
 def _shares(weights: Any, count: int) -> np.ndarray:
@@ -135,24 +112,14 @@ def _shares(weights: Any, count: int) -> np.ndarray:
     return share / share.sum()
 
 
-def _mean(networks: list[Leaves], share: Any) -> Leaves:
-    """Weighted; leaves that hold no real numbers are those of the first."""
-    total = float(sum(share))
-    return {
-        path: sum(part / total * leaves[path] for part, leaves in zip(share, networks, strict=True))
-        if floating(leaf)
-        else leaf
-        for path, leaf in networks[0].items()
-    }
+def _mean(leaves: Leaves, share: np.ndarray) -> Leaves:
+    """Weighted, over the leading axis; leaves that hold no real numbers are those of the first."""
+    parts = share / share.sum()
+    return {path: np.tensordot(parts, leaf, 1) if floating(leaf) else leaf[0] for path, leaf in leaves.items()}
 
 
-def _spread(walks: list[Walk], share: Any) -> float:
-    mean = _mean([walk.leaves for walk in walks], share)
-    return float(
-        sum(
-            part * ((walk.leaves[path] - leaf) ** 2).sum()
-            for walk, part in zip(walks, share, strict=True)
-            for path, leaf in mean.items()
-            if floating(leaf)
-        )
-    )
+def _spread(walks: Walks, share: np.ndarray) -> float:
+    mean = _mean(walks.leaves, share)
+    real = [path for path, leaf in mean.items() if floating(leaf)]
+    squares = [((walks.leaves[path] - mean[path]) ** 2).reshape(len(walks), -1).sum(1) for path in real]
+    return float(share @ sum(squares))

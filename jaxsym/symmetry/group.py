@@ -8,7 +8,7 @@ its units: the group is the semidirect, and for nested permutations the wreath, 
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -206,6 +206,11 @@ class Symmetry:
             undone = self._undone(h)
             carried = [self._carry_translation(i, part, undone) for i, part in enumerate(carried)]
         return tuple(_kind(factor).compose(a, b) for factor, a, b in zip(self.factors, carried, h, strict=True))
+
+    def then(self, parts: Mapping[int, Any], h: Element) -> Element:
+        """The element that does ``h`` first, then some factors, number -> part, none of them a translation."""
+        moved = {i: self._carry(i, part, h, backwards=True) for i, part in parts.items()}
+        return tuple(_kind(self.factors[i]).compose(moved[i], part) if i in moved else part for i, part in enumerate(h))
 
     def inverse(self, g: Element) -> Element:
         """The element that undoes ``g``."""

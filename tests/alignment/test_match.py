@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 import jaxsym as js
 from jaxsym.alignment import align
-from jaxsym.alignment.blocks import blocks, scores
+from jaxsym.alignment.ascent import stack
+from jaxsym.alignment.blocks import Scores, blocks, places, scores
 from jaxsym.symmetry.verify import perturbed, wide
 from tests.symmetry.networks import BUILDERS
 
@@ -171,7 +172,10 @@ def test_scores_are_inner_products_of_units():
     _, sym, a = mlp((3, 4, 2), "tanh")
     _, _, b = mlp((3, 4, 2), "tanh", key=1)
     (block,) = blocks(sym)
-    found = scores(sym, block, *(sym.leaves(params) for params in (a, b)))
+    one, other = (stack([sym.leaves(params)]) for params in (a, b))
+    found = Scores(
+        *(score[0] for score in scores(places(sym, block), lambda place: place.units(one[place.path]), other))
+    )
     (k, c, v), (m, d, w) = parts(a), parts(b)
     np.testing.assert_allclose(found.flipped + found.straight, k.T @ m + np.outer(c, d) + v @ w.T, rtol=1e-12)
     assert not found.straight.any()

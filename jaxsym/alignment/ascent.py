@@ -1,0 +1,486 @@
+"""Networks on their way along their orbits towards others, many at once, on the host: block after block to where it fits best, never further away."""
+
+import collections
+import functools
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from jaxsym.alignment.blocks import (
+    Block,
+    Place,
+    Scores,
+    Sorting,
+    assigned,
+    best,
+    blocks,
+    inside,
+    places,
+    scores,
+    sorted_distances,
+    sortings,
+)
+from jaxsym.symmetry.group import Element, Symmetry
+from jaxsym.symmetry.units import Leaves, Parts, floating, framed, slots
+
+PASSES = 100
+"""Over all blocks, at most."""
+SETTLED = 1e-3
+"""A pass that gains less than this part of what is left is the last."""
+ROUNDING = 1e4
+"""A step that gains less than so many roundings of what it moves gains nothing."""
+MOORED = 0.25
+"""The share of a block's entries that fixed ends and earlier blocks must tell of, if sorted weights are to be of no use."""
+PLAIN = ("permutation", "sign", "scaling")
+NESTED = 16
+"""Units with units inside, such as heads, are tried in every place up to so many of them."""
+
+
+class Plan:
+    """What is known of a group before any parameters are."""
+
+    def __init__(self, sym: Symmetry) -> None:
+        self.sym, self.still = sym, sym.still()
+        self.blocks = blocks(sym)
+        self.inside = {block: inside(block, self.blocks) for block in self.blocks}
+        self.places = {block: places(sym, block) for block in self.blocks}
+        self.paths = {block: {place.path for place in self.places[block]} for block in self.blocks}
+        self.local = all(factor.whole is None for factor in sym.factors) and not any(
+            slot.frame is not None for factor in sym.factors for slot in factor.slots
+        )
+        """Whether every factor acts on its own leaves alone, and reads no others."""
+        self.linear = {block: self._linear(block) for block in self.blocks}
+        self.stirred = {
+            block: [other for other in self.blocks if other is not block and self._meet(block, other)]
+            for block in self.blocks
+        }
+        """The blocks for which another place may be best once a block has moved."""
+        self.axes = {i: found for i in range(len(sym.factors)) if (found := self._axes(i)) is not None}
+        """The leaves and axes of the factors that move or flip all of an axis, unit by unit."""
+        others = any(factor.kind not in PLAIN or factor.whole is not None for factor in sym.factors)
+        paths = [[slot.path for slot in factor.units] for factor in sym.factors]
+        self.entangled = others or any(self.inside.values()) or any(len(set(own)) < len(own) for own in paths)
+        """Whether there is more in the group than permutations, signs and rescalings of units that are not inside others, or meet themselves in a leaf."""
+        self.exact = all(self.linear.values()) and not self.entangled
+        """Whether every step is an assignment whose gain is known without acting: float32 is enough to find it."""
+        self.finite = self.local and all(factor.kind in ("permutation", "sign") for factor in sym.factors)
+        """Whether there is nothing to balance."""
+        self._parts: dict[tuple[int, ...], Symmetry] = {}
+        self._sortings: dict[Block, tuple[Sorting, ...]] = {}
+
+    @classmethod
+    def of(cls, sym: Symmetry) -> "Plan":
+        """Made once for each group, and kept with it."""
+        kept = vars(sym)
+        if "alignment" not in kept:
+            kept["alignment"] = cls(sym)
+        return kept["alignment"]
+
+    def _linear(self, block: Block) -> bool:
+        """Whether the inner product is linear in the block's permutation and signs, all others held."""
+        axes = collections.defaultdict(set)
+        for place in self.places[block]:
+            axes[place.path].add(place.slot.axes)
+        return self.local and block.turn is None and not self.inside[block] and all(len(a) == 1 for a in axes.values())
+
+    def _meet(self, block: Block, other: Block) -> bool:
+        touched = self.paths[block].union(*(self.paths[inner] for inner in self.inside[block]))
+        return not self.local or not touched.isdisjoint(self.paths[other])
+
+    def _axes(self, number: int) -> list[tuple[str, int]] | None:
+        factor = self.sym.factors[number]
+        found = []
+        for slot in factor.units:
+            name = "/".join(slot.path)
+            if len(slot.axes) != 1 or not slot.fills(self.sym.shapes[name][slot.axis]) or slot.frame is not None:
+                return None
+            found.append((name, 1 + slot.axis))
+        simple = factor.kind in ("permutation", "sign") and len(factor.shape) == 1 and factor.whole is None
+        return found if simple else None
+
+    def part(self, order: tuple[int, ...]) -> Symmetry:
+        """Some factors, on the leaves that they touch."""
+        if order not in self._parts:
+            factors = tuple(self.sym.factors[i] for i in order)
+            touched = {path for _, path, _ in slots(self.sym, order)}
+            if any(factor.whole is not None for factor in factors) or any(
+                slot.frame is not None for factor in factors for slot in factor.slots
+            ):
+                touched = set(self.sym.shapes)  # coefficients and gains are read from other leaves
+            shapes = {path: shape for path, shape in self.sym.shapes.items() if path in touched}
+            self._parts[order] = Symmetry(factors, (), shapes)
+        return self._parts[order]
+
+    def sortings(self, block: Block) -> tuple[Sorting, ...]:
+        """How the places of a block's permutation are told apart whatever the other blocks do."""
+        if block not in self._sortings:
+            self._sortings[block] = sortings(self.sym, block)
+        return self._sortings[block]
+
+    @functools.cached_property
+    def moored(self) -> bool:
+        """Whether enough is known of each block when its turn comes."""
+        return all(self._share(block, known) >= MOORED for block, known in self.anchored)
+
+    def _share(self, block: Block, known: Iterable[str]) -> float:
+        """Of a block's leaves, by numbers of entries, those that are known."""
+        sizes = [sum(math.prod(self.sym.shapes[path]) for path in some) for some in (known, self.paths[block])]
+        return sizes[0] / max(1, sizes[1])
+
+    @functools.cached_property
+    def anchored(self) -> list[tuple[Block, set[str]]]:
+        """The blocks in an order in which most is known of each: with the leaves that no block moves which is still to come."""
+        holders = collections.Counter(path for block in self.blocks for path in self.paths[block])
+        left, found = list(self.blocks), []
+        while left:
+            known = {block: {path for path in self.paths[block] if holders[path] == 1} for block in left}
+            block = max(left, key=lambda one: self._share(one, known[one]))
+            found.append((block, known[block]))
+            left.remove(block)
+            holders.subtract(self.paths[block])
+        return found
+
+
+class Walks:
+    """Networks on their way: leaves ``[networks, *leaf]``, and the elements that have brought them there."""
+
+    def __init__(self, sym: Symmetry, leaves: Leaves, elements: Sequence[Element]) -> None:
+        self.sym, self.leaves, self.elements = sym, leaves, list(elements)
+
+    @classmethod
+    def begun(cls, sym: Symmetry, networks: Sequence[Leaves], elements: Sequence[Element]) -> "Walks":
+        """After each network was moved by its element."""
+        moved = [
+            leaves if g is Plan.of(sym).still else sym.leaves(sym.act(g, leaves))
+            for g, leaves in zip(elements, networks, strict=True)
+        ]
+        return cls(sym, stack(moved), elements)
+
+    def narrowed(self) -> "Walks":
+        """In float32."""
+        leaves = {path: leaf.astype(np.float32) if floating(leaf) else leaf for path, leaf in self.leaves.items()}
+        return Walks(self.sym, leaves, self.elements)
+
+    def __len__(self) -> int:
+        return len(self.elements)
+
+    @property
+    def size(self) -> int:
+        """How many numbers the networks are made of."""
+        return sum(leaf.size for leaf in self.leaves.values())
+
+    def copy(self) -> "Walks":
+        """Another one from here."""
+        return Walks(self.sym, self.leaves, self.elements)
+
+    def __getitem__(self, which: Sequence[int] | Int[np.ndarray, " some"]) -> "Walks":
+        chosen = {path: leaf[which] for path, leaf in self.leaves.items()}
+        return Walks(self.sym, chosen, [self.elements[i] for i in which])
+
+    def put(self, which: Sequence[int] | Int[np.ndarray, " some"], walks: "Walks") -> None:
+        """Some networks are where others are."""
+        self.leaves = {path: leaf.copy() for path, leaf in self.leaves.items()}
+        for place, i in enumerate(which):
+            self.elements[i] = walks.elements[place]
+            for path, leaf in self.leaves.items():
+                leaf[i] = walks.leaves[path][place]
+
+    def go(self, steps: Iterable[Parts], leaves: Leaves, moved: Bool[np.ndarray, " networks"] | None = None) -> None:
+        """Some networks act with some factors, one step after the other, and come to ``leaves``."""
+        self.leaves = leaves
+        for parts in steps:
+            for i in range(len(self)) if moved is None else np.flatnonzero(moved):
+                own = {number: part[i] for number, part in parts.items()}
+                self.elements[i] = self.sym.then(own, self.elements[i])
+
+
+def stack(networks: Sequence[Leaves]) -> Leaves:
+    """Leaves ``[networks, *leaf]``."""
+    return {path: np.stack([np.asarray(leaves[path]) for leaves in networks]) for path in networks[0]}
+
+
+class Problem:
+    """Networks to be moved onto, in frames where what is left of the group is compact: one for all walks, or one for each."""
+
+    def __init__(self, sym: Symmetry, a: Leaves) -> None:
+        self.sym, self.plan = sym, Plan.of(sym)
+        self._aim(a)
+
+    def _aim(self, a: Leaves) -> None:
+        self.a, self.seen = a, self._framed(a)
+        self.real = [path for path, leaf in a.items() if floating(leaf)]
+        self._units: dict[int, Any] = {}
+
+    def towards(self, a: Leaves) -> "Problem":
+        """The same group, with other networks to be moved onto."""
+        return Problem(self.sym, a)
+
+    def __getitem__(self, which: Int[np.ndarray, " some"]) -> "Problem":
+        several = len(next(iter(self.a.values()))) > 1
+        return self.towards({path: leaf[which] for path, leaf in self.a.items()}) if several else self
+
+    def _framed(self, leaves: Leaves) -> Leaves:
+        if self.plan.local:
+            return leaves
+        count = len(next(iter(leaves.values())))
+        return stack([framed(self.sym, {path: leaf[i] for path, leaf in leaves.items()}) for i in range(count)])
+
+    def values(self, leaves: Leaves, paths: Iterable[str] | None = None) -> Float[np.ndarray, " networks"]:
+        """Minus half the squared distance, over some leaves."""
+        total: Any = np.zeros(len(next(iter(leaves.values()))))
+        for path in self.real if paths is None else paths:
+            apart = (self.a[path] - leaves[path]).reshape(len(total), -1)
+            total -= 0.5 * np.einsum("ij,ij->i", apart, apart, dtype=np.float64)
+        return total
+
+    def solve(
+        self,
+        walks: Walks,
+        networks: Sequence[Leaves],
+        canonical: Callable[[], Sequence[Element]] | None = None,
+        further: Sequence[Element] = (),
+    ) -> tuple[Walks, list[list[float]], list[str]]:
+        """The best of several starts: the networks that were moved, the values on their ways, and where each began.
+
+        Of a plain group the start that is nearest is followed; of others, and with ``further`` ones, all of them.
+        """
+        starts = {"identity": walks, "anchored": self._anchored(walks)}
+        if not self.plan.moored:
+            starts["sorted"] = self._sorted(walks)
+        if canonical is not None and self.plan.entangled:
+            starts["canonical"] = Walks.begun(self.sym, networks, canonical())
+        for number, element in enumerate(further):
+            mixed = self._compact(element)
+            elements = [self.sym.compose(mixed, own) for own in walks.elements]
+            starts[f"restart {number}"] = Walks.begun(self.sym, networks, elements)
+        names, ways = list(starts), [walk.copy() for walk in starts.values()]
+        if self.plan.entangled or further:
+            histories = [self.ascend(way) for way in ways]
+            winners = np.argmax([[history[-1] for history in each] for each in histories], axis=0)
+            return _chosen(ways, winners), [histories[k][i] for i, k in enumerate(winners)], [names[k] for k in winners]
+        winners = np.argmax([self.values(way.leaves) for way in ways], axis=0)
+        chosen = _chosen(ways, winners)
+        return chosen, self.ascend(chosen), [names[k] for k in winners]
+
+    def _compact(self, element: Element) -> Element:
+        """The permutations, signs and rotations of an element alone; of a change of basis the rotation that is in it."""
+        movers = {i for block in self.plan.blocks for i in block.members}
+        parts: list[Any] = [np.asarray(part) if i in movers else self.plan.still[i] for i, part in enumerate(element)]
+        for block in self.plan.blocks:
+            if block.turn is not None:
+                left, _, right = np.linalg.svd(parts[block.turn])
+                parts[block.turn] = left @ right
+        return tuple(parts)
+
+    def ascend(self, walks: Walks) -> list[list[float]]:
+        """Move block after block until a pass gains nothing more; the values of each network's objective.
+
+        Blocks that share no leaf do not see one another: one after the other is the same as at once.
+        """
+        values = self.values(walks.leaves)
+        history = [[value] for value in values.tolist()]
+        going = np.ones(len(walks), bool)
+        stale = dict.fromkeys(self.plan.blocks, True)
+        for _ in range(PASSES):
+            for block in self.plan.blocks:
+                if stale[block]:
+                    moved = self.move(block, walks, going)
+                    stale[block] = moved and not self.plan.linear[block]
+                    if moved:
+                        stale |= dict.fromkeys(self.plan.stirred[block], True)
+            before, values = values, np.maximum(values, self.values(walks.leaves))  # where it falls it is by rounding
+            for i in np.flatnonzero(going):
+                history[i].append(float(values[i]))
+            going &= values - before > -SETTLED * values
+            if not going.any() or not any(stale.values()):
+                break
+        return history
+
+    def move(self, block: Block, walks: Walks, going: Bool[np.ndarray, " networks"] | None = None) -> bool:
+        """Move a block to where it is best, in those networks that go on and come nearer; whether there are any."""
+        going = np.ones(len(walks), bool) if going is None else going
+        if self.plan.linear[block]:
+            found = self._scores(block, walks.leaves)
+            if found is None:
+                return False
+            steps = [best(block, found)]
+            better = going & _gained(block, found, steps[0])
+            steps = [self._kept(parts, better) for parts in steps]
+            moved = self.along(steps, walks.leaves) if better.any() else {}
+        else:
+            steps = self._steps(block, walks.leaves)
+            moved = self.along(steps, walks.leaves)
+            paths = [path for path in self.real if moved[path] is not walks.leaves[path]]
+            better = going & (self.values(moved, paths) > self.values(walks.leaves, paths))
+            moved = {path: _where(better, leaf, walks.leaves[path]) for path, leaf in moved.items()}
+        if better.any():
+            walks.go(steps, moved, better)
+        return bool(better.any())
+
+    def _kept(self, parts: Parts, better: Bool[np.ndarray, " networks"]) -> Parts:
+        """The identity in those networks that are no better."""
+        return parts if better.all() else {i: _where(better, part, self.plan.still[i]) for i, part in parts.items()}
+
+    def along(self, steps: Iterable[Parts], leaves: Leaves) -> Leaves:
+        """The leaves after some steps; those that do not move are the same objects."""
+        for parts in steps:
+            leaves = leaves | (self._plainly if all(i in self.plan.axes for i in parts) else self._anyhow)(
+                parts, leaves
+            )
+        return leaves
+
+    def _plainly(self, parts: Parts, leaves: Leaves) -> Leaves:
+        """Along whole axes; signs before permutations, as a group acts."""
+        moved: Leaves = {}
+        for i in sorted(parts):
+            for path, axis in self.plan.axes[i]:
+                leaf: Any = moved.get(path, leaves[path])
+                shape = [len(leaf), *([1] * (axis - 1)), -1, *([1] * (leaf.ndim - axis - 1))]
+                if self.sym.factors[i].kind == "sign":
+                    moved[path] = leaf * parts[i].reshape(shape)
+                elif len(leaf) == 1:
+                    moved[path] = leaf.take(parts[i][0], axis)
+                else:
+                    moved[path] = np.take_along_axis(leaf, parts[i].reshape(shape), axis)
+        return moved
+
+    def _anyhow(self, parts: Parts, leaves: Leaves) -> Leaves:
+        order = tuple(sorted(parts))
+        some = self.plan.part(order)
+        return stack(
+            [
+                some.act(tuple(parts[j][i] for j in order), {path: leaves[path][i] for path in some.shapes})
+                for i in range(len(next(iter(leaves.values()))))
+            ]
+        )
+
+    def _scores(self, block: Block, leaves: Leaves, known: Iterable[str] | None = None) -> Scores | None:
+        """Over all leaves, or some; None where they hold no real numbers."""
+        known = self.real if known is None else known
+        some = [place for place in self.plan.places[block] if place.path in self.real and place.path in known]
+        return scores(some, self._stayed, self._framed(leaves)) if some else None
+
+    def _stayed(self, place: Place) -> Any:
+        """Units of the networks that stay."""
+        if id(place) not in self._units:
+            self._units[id(place)] = place.units(self.seen[place.path])
+        return self._units[id(place)]
+
+    def _steps(self, block: Block, leaves: Leaves) -> list[Parts]:
+        """The best that a block can do, all others held but what is inside its units."""
+        inner = self.plan.inside[block]
+        if not inner or self.sym.factors[block.members[0]].size > NESTED:
+            found = self._scores(block, leaves)
+            return [] if found is None else [best(block, found)]
+        outer = self._outer(block, inner, leaves)
+        return [outer, *self._inner(inner, self.along([outer], leaves))]
+
+    def _inner(self, inner: Sequence[Block], leaves: Leaves) -> list[Parts]:
+        """The best of what is inside some units, one block after the other."""
+        found: list[Parts] = []
+        for other in inner:
+            steps = self._steps(other, leaves)
+            leaves = self.along(steps, leaves)
+            found += steps
+        return found
+
+    def _outer(self, block: Block, inner: Sequence[Block], leaves: Leaves) -> Parts:
+        """The order of units of which each is tried in every place, with what is inside it moved as is best there."""
+        mover = block.mover
+        assert mover is not None
+        factor, count = self.sym.factors[mover], len(next(iter(leaves.values())))
+        rows, gain = np.arange(factor.size), np.zeros((count, *factor.shape, factor.size))
+        for turn in rows:
+            order = np.broadcast_to((rows + turn) % factor.size, (count, *factor.shape))
+            moved = self.along([{mover: order}], leaves)
+            there = self._framed(self.along(self._inner(inner, moved), moved))
+            for sorting in self.plan.sortings(block):
+                place = sorting.place
+                if place.path in self.real:
+                    met = place.units(self.seen[place.path]) * place.units(there[place.path])
+                    gain[..., rows, (rows + turn) % factor.size] += met.sum(-1)
+        return {mover: assigned(gain)}
+
+    def _sorted(self, walks: Walks) -> Walks:
+        """After each permutation from distances that no other one changes: outer ones first, then those of what is inside."""
+        walks = walks.copy()
+        for some in self.deeper():
+            there = self._framed(walks.leaves)
+            found = {block.mover: self._order(block, there) for block in some}
+            parts: Parts = {i: order for i, order in found.items() if i is not None and order is not None}
+            walks.go([parts], self.along([parts], walks.leaves))
+        return walks
+
+    def _order(self, block: Block, there: Leaves) -> Int[np.ndarray, "networks *copies n"] | None:
+        """Of a permutation, by distances that no other one changes."""
+        some = [sorting for sorting in self.plan.sortings(block) if sorting.place.path in self.real]
+        return assigned(-sorted_distances(some, self.seen, there)) if some else None
+
+    def deeper(self) -> Iterator[list[Block]]:
+        """The blocks with a permutation: first those of units inside no others, then those inside these, and so on."""
+        movers = [block for block in self.plan.blocks if block.mover is not None]
+        for depth in sorted({len(block.classes) for block in movers}):
+            yield [block for block in movers if len(block.classes) == depth]
+
+    def matched(self, walks: Walks, similar: Callable[[Leaves], Mapping[int, np.ndarray]]) -> Walks:
+        """Permutations and signs by what units compute, outer ones before what is inside them; then rotations by weights."""
+        for some in self.deeper():
+            found = similar({path: leaf[0] for path, leaf in walks.leaves.items()})
+            parts: Parts = {}
+            for block in some:
+                alike: Any = found.get(block.mover) if block.mover is not None else None
+                if alike is not None:
+                    seen, none = alike[None], np.zeros_like(alike[None])
+                    parts |= best(block, Scores(seen, none) if block.sign is None else Scores(none, seen))
+            walks.go([parts], self.along([parts], walks.leaves))
+        for block in self.plan.blocks:
+            if block.turn is not None:
+                self.move(block, walks)
+        return walks
+
+    def _anchored(self, walks: Walks) -> Walks:
+        """After block upon block by what is known of it: the leaves that no block moves which is still to come."""
+        walks = walks.copy()
+        for block, known in self.plan.anchored:
+            found = self._scores(block, walks.leaves, known)
+            parts: Parts = {}
+            if found is not None:
+                parts = best(block, found)
+            elif block.mover is not None and (order := self._order(block, self._framed(walks.leaves))) is not None:
+                parts = {block.mover: order}
+            if parts:
+                walks.go([parts], self.along([parts], walks.leaves))
+        return walks
+
+
+def _gained(block: Block, found: Scores, parts: Parts) -> Bool[np.ndarray, " networks"]:
+    """Whether a step of a block on which the objective is linear gains more than rounding."""
+    straight, flipped = found
+    before = np.einsum("...ii->...i", straight) + np.einsum("...ii->...i", flipped)
+    if block.mover is None:
+        after = np.einsum("...ii->...i", straight + np.abs(flipped))
+    else:
+        order = parts[block.mover][..., None]
+        after = sum(np.take_along_axis(one, order, axis=-1)[..., 0] for one in (straight, np.abs(flipped)))
+    change = np.subtract(after, before, dtype=np.float64).reshape(len(after), -1)
+    size = np.where(change != 0, np.abs(after).reshape(change.shape), 0)
+    return change.sum(1) > ROUNDING * np.finfo(straight.dtype).eps * size.sum(1)
+
+
+def _where(better: Bool[np.ndarray, " networks"], one: Any, other: Any) -> Any:
+    """For each network one of two arrays."""
+    if one is other or better.all():
+        return one
+    return np.where(better.reshape(-1, *[1] * (one.ndim - 1)), one, other)
+
+
+def _chosen(walks: Sequence[Walks], which: Int[np.ndarray, " networks"]) -> Walks:
+    """For each network one of several ways."""
+    if (which == which[0]).all():
+        return walks[which[0]]
+    rows = np.arange(len(which))
+    leaves = {path: np.stack([walk.leaves[path] for walk in walks])[which, rows] for path in walks[0].leaves}
+    return Walks(walks[0].sym, leaves, [walks[k].elements[i] for i, k in enumerate(which)])

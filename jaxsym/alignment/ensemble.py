@@ -1,0 +1,94 @@
+"""All pairs of an ensemble: how far their orbits are apart, and how many different functions there are."""
+
+from typing import NamedTuple
+
+import jax
+import numpy as np
+import scipy.cluster.hierarchy
+import scipy.spatial.distance
+from jaxtyping import Float, Int, PyTree
+
+from jaxsym.alignment.ascent import Plan, Problem, Walks
+from jaxsym.alignment.match import balanced, canonical_form, canonical_way, checked, narrow, unstacked
+from jaxsym.symmetry.checks import expect_group
+from jaxsym.symmetry.group import Symmetry
+
+ENTRIES = 10**7
+"""Numbers in the networks that are on their way at once."""
+
+
+class Ensemble(NamedTuple):
+    """Networks apart from their symmetries."""
+
+    distances: Float[np.ndarray, "networks networks"]
+    """Of every two, after one was moved as close to the other as can be, both balanced: Euclidean, over all leaves that hold real numbers."""
+    functions: Int[np.ndarray, " networks"]
+    """The same number for networks that are one function; numbered from 0 in the order in which they come."""
+
+
+def ensemble(sym: Symmetry, stacked: PyTree, within: float = 1e-3) -> Ensemble:
+    """Move every network of an ensemble onto every other one, all pairs at once, and tell which are one function.
+
+    What :func:`jaxsym.align` does by weights, with both ends where translations are undone, rescalings balanced and bases orthonormal: there the least distance does
+    not depend on which of two networks is moved, nor on where on its orbit a network lies. Of two the second is moved.
+
+    Parameters
+    ----------
+    sym
+        The group.
+    stacked
+        Parameters of two networks or more, leaves ``[networks, *leaf]``.
+    within
+        Networks are one function when a chain of networks leads from one to the other, each of which is no further from the next than this part of the root mean
+        square of the norms of all (single linkage).
+
+    Raises
+    ------
+    TypeError, ValueError
+        If ``sym`` is no group, there is one network only, the parameters do not fit the group or are not finite, or ``within`` is negative.
+
+    Notes
+    -----
+    *Source*: single linkage, Sibson 1973, "SLINK", The Computer Journal 16(1), by :func:`scipy.cluster.hierarchy.linkage`.
+
+    Examples
+    --------
+    >>> import jax, jaxsym as js
+    >>> net, x = js.models.MLP((4, 1), "tanh"), jax.numpy.ones((5, 3))
+    >>> two = [net.init(jax.random.key(seed), x) for seed in range(2)]
+    >>> sym = js.discover(net.apply, two[0], x)
+    >>> moved = [sym.act(sym.sample(jax.random.key(i)), two[i % 2]) for i in range(6)]
+    >>> stacked = jax.tree.map(lambda *leaves: jax.numpy.stack(leaves), *moved)
+    >>> ensemble(sym, stacked).functions.tolist()
+    [0, 1, 0, 1, 0, 1]
+    """
+    expect_group(sym, "ensemble")
+    if not within >= 0:
+        msg = f"ensemble: within is {within!r}, expected a part of the networks' norm, from 0 on."
+        raise ValueError(msg)
+    networks, plan = unstacked(sym, stacked, "ensemble"), Plan.of(sym)
+    with jax.enable_x64(True):
+        given = [checked(sym, params, f"ensemble: network {i}") for i, params in enumerate(networks)]
+        frames = [balanced(sym, leaves) for leaves in given]
+        walks = Walks.begun(sym, given, frames)
+        if plan.exact and narrow(stacked):
+            walks = walks.narrowed()
+        forms = [canonical_form(sym, leaves) for leaves in given] if plan.entangled else []
+        pairs = np.stack(np.triu_indices(len(given), 1))
+        found = []
+        for chunk in np.array_split(pairs, -(-pairs.shape[1] * walks.size // (ENTRIES * len(given))), axis=1):
+            first, second = chunk
+            ways = lambda first=first, second=second: [  # noqa: E731
+                canonical_way(sym, frames[i], forms[i], forms[j]) for i, j in zip(first, second, strict=True)
+            ]
+            problem = Problem(sym, walks[first].leaves)
+            moved, _, _ = problem.solve(walks[second], [given[j] for j in second], ways)
+            found.append(problem.values(moved.leaves))
+        norms = -2 * Problem(sym, {path: np.zeros_like(leaf[:1]) for path, leaf in walks.leaves.items()}).values(
+            walks.leaves
+        )
+    apart = np.sqrt(-2 * np.concatenate(found))
+    links = scipy.cluster.hierarchy.linkage(apart, "single")
+    groups = scipy.cluster.hierarchy.fcluster(links, within * np.sqrt(norms.mean()), "distance")
+    _, places, numbers = np.unique(groups, return_index=True, return_inverse=True)
+    return Ensemble(scipy.spatial.distance.squareform(apart), np.argsort(np.argsort(places))[numbers])
