@@ -95,7 +95,8 @@ class Plan:
         found = []
         for slot in factor.units:
             name = "/".join(slot.path)
-            if len(slot.axes) != 1 or not slot.fills(self.sym.shapes[name][slot.axis]) or slot.frame is not None:
+            alone = len(slot.axes) == 1 and slot.where.shape[-1] == 1
+            if not alone or not slot.fills(self.sym.shapes[name][slot.axis]) or slot.frame is not None:
                 return None
             found.append((name, 1 + slot.axis))
         simple = factor.kind in ("permutation", "sign") and len(factor.shape) == 1 and factor.whole is None

@@ -48,8 +48,9 @@ def align(
 
     Both networks are brought to a frame where only permutations, signs and rotations are left (rescalings are balanced, bases orthonormal, translations at
     their origin); there block after block of units is moved to where it fits best, those at once that share no leaf; then back to the frame of ``a``.
-    It starts where ``b`` is, from permutations by sorted weight vectors, from what fixed ends tell of one layer after the other, and, where the group has more
-    than permutations, signs and rescalings of plain layers, from the canonical forms; the best end wins. On the host.
+    It starts where ``b`` is, from what fixed ends tell of one layer after the other, from permutations by sorted weight vectors where the ends tell too little,
+    and, where the group has more than permutations, signs and rescalings of plain layers, from the canonical forms. Of plain layers the nearest start is followed,
+    else, and with ``restarts``, each of them to its end; the best wins. On the host.
 
     Parameters
     ----------
