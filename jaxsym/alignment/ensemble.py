@@ -9,7 +9,8 @@ import scipy.spatial.distance
 from jaxtyping import Float, Int, PyTree
 
 from jaxsym.alignment.ascent import Plan, Problem, Walks
-from jaxsym.alignment.match import balanced, canonical_form, canonical_way, checked, narrow, unstacked
+from jaxsym.alignment.given import unstacked
+from jaxsym.alignment.match import balanced, canonical_form, canonical_way, checked, narrow
 from jaxsym.symmetry.checks import expect_group
 from jaxsym.symmetry.group import Symmetry
 
@@ -66,7 +67,7 @@ def ensemble(sym: Symmetry, stacked: PyTree, within: float = 1e-3) -> Ensemble:
     if not within >= 0:
         msg = f"ensemble: within is {within!r}, expected a part of the networks' norm, from 0 on."
         raise ValueError(msg)
-    networks, plan = unstacked(sym, stacked, "ensemble"), Plan.of(sym)
+    networks, plan = unstacked(sym.shapes, stacked, "ensemble"), Plan.of(sym)
     with jax.enable_x64(True):
         given = [checked(sym, params, f"ensemble: network {i}") for i, params in enumerate(networks)]
         frames = [balanced(sym, leaves) for leaves in given]

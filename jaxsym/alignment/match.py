@@ -11,6 +11,7 @@ from jaxtyping import Array, PyTree
 
 from jaxsym import tree
 from jaxsym.alignment.ascent import Plan, Problem, Walks
+from jaxsym.alignment.given import batches
 from jaxsym.alignment.nearest import nearest as closest
 from jaxsym.alignment.similar import MEASURES, Similarity
 from jaxsym.symmetry.canonical import canonicalize, gauged
@@ -109,7 +110,7 @@ def align(
             ends = [end.narrowed() for end in ends]
         problem, walks = Problem(sym, ends[0].leaves), ends[1]
         if objective == "activations" and apply is not None:
-            similar = Similarity(apply, sym, a, _batches(inputs), measure)
+            similar = Similarity(apply, sym, a, batches(inputs, "align"), measure)
             history = [problem.values(walks.leaves)[0]]
             still = {path: leaf[0] for path, leaf in problem.a.items()}
             problem.matched(walks, lambda leaves: similar.between(still, leaves))
@@ -144,10 +145,6 @@ def _expect(objective: str, apply: Any, inputs: Any, measure: str, key: Any, res
     if restarts < 0 or (restarts and key is None):
         msg = f"align: got {restarts} restarts and {'no' if key is None else 'a'} key, expected a number from 0 on, and a key for random starts."
         raise ValueError(msg)
-
-
-def _batches(inputs: Any) -> list[tuple[Any, ...]]:
-    return list(inputs) if isinstance(inputs, list) else [inputs]
 
 
 def canonical_start(sym: Symmetry, frame: Element, a: Leaves, b: Leaves) -> Element:
@@ -199,24 +196,3 @@ def checked(sym: Symmetry, params: PyTree, name: str) -> Leaves:
         if floating(leaf):
             expect_finite(f"{name}: {path}", leaf)
     return {path: leaf.astype(np.float64) if floating(leaf) else leaf for path, leaf in leaves.items()}
-
-
-def unstacked(sym: Symmetry, stacked: PyTree, name: str) -> list[PyTree]:
-    """The networks one by one, on the host; refuses fewer than two."""
-    counts = {}
-    for path, leaf in tree.leaves(stacked).items():
-        shape = np.shape(leaf)
-        if path in sym.shapes and shape[1:] == sym.shapes[path] and shape:
-            counts[path] = shape[0]
-        elif path in sym.shapes:
-            msg = (
-                f"{name}: {path} has shape {shape}, expected (networks, {', '.join(map(str, sym.shapes[path]))}): stack the networks,"
-                " jax.tree.map(lambda *leaves: jnp.stack(leaves), one, another)."
-            )
-            raise ValueError(msg)
-    sizes = set(counts.values())
-    if len(sizes) != 1 or max(sizes) < 2:
-        msg = f"{name}: got {', '.join(map(str, sorted(sizes))) or 'no'} network(s), expected the same number, two or more, in every leaf."
-        raise ValueError(msg)
-    host = jax.device_get(stacked)
-    return [jax.tree.map(lambda leaf, i=i: leaf[i], host) for i in range(sizes.pop())]

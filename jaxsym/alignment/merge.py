@@ -1,13 +1,17 @@
 """Many networks in one: each moved by its own element to where they agree best, then averaged."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
+from jaxsym import tree
 from jaxsym.alignment.ascent import Problem, Walks, stack
-from jaxsym.alignment.match import balanced, canonical_start, checked, restored, shown, unstacked
+from jaxsym.alignment.given import shares, unstacked
+from jaxsym.alignment.match import balanced, canonical_start, checked, restored, shown
+from jaxsym.alignment.repair import mended
 from jaxsym.symmetry.checks import expect_group
 from jaxsym.symmetry.group import Element, Symmetry
 from jaxsym.symmetry.units import Leaves, floating
@@ -28,7 +32,14 @@ class Merge(NamedTuple):
 
 
 def merge(
-    sym: Symmetry, stacked: PyTree, weights: Float[Array, " networks"] | None = None, reference: int | None = None
+    sym: Symmetry,
+    stacked: PyTree,
+    weights: Float[Array, " networks"] | None = None,
+    reference: int | None = None,
+    *,
+    apply: Callable[..., Any] | None = None,
+    inputs: tuple[Any, ...] | list[tuple[Any, ...]] | None = None,
+    repair: bool = False,
 ) -> Merge:
     """Move networks onto one another by the whole group, and average them.
 
@@ -43,11 +54,17 @@ def merge(
     reference
         The number of a network that stays, and onto which all others are moved. When None, each network in turn is moved onto the average of all others until
         nothing moves, and the result lies where rescalings are balanced.
+    apply, inputs
+        With the function and inputs, ``apply(params, *inputs)``, as a tuple, or a list of tuples, batches of one shape: running statistics of the average, if there are
+        any, are those of these inputs (:func:`jaxsym.alignment.reestimated`).
+    repair
+        Before that, bring hidden units to the spread that they have in the networks (:func:`jaxsym.alignment.repaired`).
 
     Raises
     ------
     TypeError, ValueError
-        If ``sym`` is no group, there is one network only, the parameters do not fit the group or are not finite, or the weights or the reference are none.
+        If ``sym`` is no group, there is one network only, the parameters do not fit the group or are not finite, the weights or the reference are none, or
+        there is something to mend and no function or no inputs.
 
     Notes
     -----
@@ -66,10 +83,13 @@ def merge(
     True
     """
     expect_group(sym, "merge")
-    networks = unstacked(sym, stacked, "merge")
-    share = _shares(weights, len(networks))
+    networks = unstacked(sym.shapes, stacked, "merge")
+    share = shares(weights, len(networks), "merge")
     if reference is not None and not 0 <= reference < len(networks):
         msg = f"merge: reference is {reference}, expected the number of one of the {len(networks)} networks, from 0."
+        raise ValueError(msg)
+    if (apply is None) != (inputs is None) or (repair and apply is None):
+        msg = "merge: repair and running statistics need both apply, the network's function, and inputs, a tuple of what it is given."
         raise ValueError(msg)
     with jax.enable_x64(True):
         given = [checked(sym, params, f"merge: network {i}") for i, params in enumerate(networks)]
@@ -95,21 +115,16 @@ def merge(
         elements = walks.elements
         if reference is not None:
             elements = [sym.compose(sym.inverse(frames[reference]), element) for element in elements]
-        average = _mean(Walks.begun(sym, given, elements).leaves, share)
+        moved = Walks.begun(sym, given, elements).leaves
+    average = restored(networks[centre], _mean(moved, share))
+    if apply is not None and inputs is not None:
+        average = mended(apply, average, tree.put(stacked, moved), inputs, share, repair=repair)
     parts = tuple(np.stack(parts) for parts in zip(*elements, strict=True))
     return Merge(
-        restored(networks[centre], average),
+        average,
         shown(parts),
         np.array(history),
     )
-
-
-def _shares(weights: Any, count: int) -> np.ndarray:
-    share = np.ones(count) if weights is None else np.asarray(weights, np.float64)
-    if share.shape != (count,) or not (np.isfinite(share) & (share > 0)).all():
-        msg = f"merge: weights are {weights!r}, expected {count} positive numbers, one a network."
-        raise ValueError(msg)
-    return share / share.sum()
 
 
 def _mean(leaves: Leaves, share: np.ndarray) -> Leaves:

@@ -1,6 +1,6 @@
 """What the units of a group compute: the values of a program in which they appear, for given parameters and inputs."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -36,32 +36,41 @@ def activations(apply: Callable[..., Any], sym: Symmetry, params: PyTree, *input
     """
     checked(apply, params, inputs, "activations")
     program = trace(apply, params, *inputs)
-    made = {
-        output: equation
-        for equation in (*program.equations, *program.whole)
-        for output in equation.outputs
-        if equation.bind
-    }
+    made = makers(program)
     readers = {value for e in program.equations if e.primitive in READERS for value in e.inputs}
     shapes = tied(program)
-    moving = _dependent(made, program.inputs)
-    places = {i: _places(program, shapes, sym.factors[i], [*moving], readers) for i in numbers(sym, "permutation")}
+    moving = [value for value in dependent(made, program.inputs) if value in made and not value.loops]
+    places = {i: _places(program, shapes, sym.factors[i], moving, readers) for i in numbers(sym, "permutation")}
+
+    def compute(known: dict[Value, Any]) -> Sites:
+        return {i: [gathered(computed(known, made, value), slot) for value, slot in own] for i, own in places.items()}
+
+    return seen(program, compute)
+
+
+def seen(program: Program, compute: Callable[[dict[Value, Any]], Any]) -> Callable[..., Any]:
+    """``(params, *inputs)`` to what ``compute`` makes of the values at the program's beginning, compiled, in float64."""
 
     @jax.jit
-    def compute(params: PyTree, *inputs: Any) -> Sites:
+    def compiled(params: PyTree, *inputs: Any) -> Any:
         given = [(program.parameters[path], leaf) for path, leaf in tree.leaves(params).items()]
         given += zip(program.inputs, jax.tree.leaves(inputs), strict=True)
-        known = {value: leaf.astype(value.dtype) for value, leaf in given}
-        return {i: [gathered(_computed(known, made, value), slot) for value, slot in own] for i, own in places.items()}
+        return compute({value: leaf.astype(value.dtype) for value, leaf in given})
 
-    def widely(params: PyTree, *inputs: Any) -> Sites:
+    def widely(params: PyTree, *inputs: Any) -> Any:
         with jax.enable_x64(True):
-            return compute(*jax.tree.map(jax.numpy.asarray, (params, *inputs)))
+            return compiled(*jax.tree.map(jax.numpy.asarray, (params, *inputs)))
 
     return widely
 
 
-def _computed(known: dict[Value, Any], made: dict[Value, Equation], target: Value) -> Any:
+def makers(program: Program) -> dict[Value, Equation]:
+    """Value -> the equation that computes it; of what leaves a loop or a branch, the whole."""
+    equations = (*program.equations, *program.whole)
+    return {output: equation for equation in equations for output in equation.outputs if equation.bind}
+
+
+def computed(known: dict[Value, Any], made: dict[Value, Equation], target: Value) -> Any:
     """A value, and all that it is made of."""
     todo = [target]
     while todo:
@@ -85,13 +94,16 @@ def _computed(known: dict[Value, Any], made: dict[Value, Equation], target: Valu
     return known[target]
 
 
-def _dependent(made: dict[Value, Equation], inputs: Sequence[Value]) -> dict[Value, None]:
-    """The values outside of loops that depend on an input, in order."""
-    found = dict.fromkeys(inputs)
-    for value, equation in made.items():
-        if not value.loops and any(one in found for one in equation.inputs):
-            found[value] = None
-    return {value: None for value in found if value.origin == "equation"}
+def dependent(made: dict[Value, Equation], sources: Iterable[Value]) -> dict[Value, None]:
+    """Some values and those that depend on them."""
+    found = dict.fromkeys(sources)
+    size = -1
+    while size < len(found):  # loops come last in ``made``, what reads them before
+        size = len(found)
+        for value, equation in made.items():
+            if any(one in found for one in equation.inputs):
+                found[value] = None
+    return found
 
 
 def _places(
