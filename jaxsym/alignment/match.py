@@ -29,9 +29,10 @@ class Alignment(NamedTuple):
     distance: float
     """Of ``params`` and ``a``: Euclidean, over all leaves that hold real numbers."""
     history: np.ndarray
-    """Minus half the squared distance where both networks are balanced, after each pass over the blocks; it never falls."""
+    """Minus half the squared distance where both networks are balanced, at the start and after each pass over the blocks; it never falls. By activations: before
+    and after, where it may fall."""
     start: str
-    """Where the ascent that won began: ``"identity"``, ``"sorted"``, ``"anchored"`` or ``"canonical"``."""
+    """Where the ascent that won began: ``"identity"``, ``"anchored"``, ``"sorted"``, ``"canonical"``, ``"restart 0"``; or ``"activations"``."""
 
 
 def align(
