@@ -45,11 +45,11 @@ def test_a_curve_inside_the_orbit_is_one_function(name):
         params = perturbed(jax.random.key(3), wide(network.params), 1.0)
         drawn = list(sym.exp(0.5 * jax.random.normal(jax.random.key(1), (sym.dim,))))
         path = orbit_path(sym, params, tuple(drawn), num=5)
-        outputs = jax.vmap(lambda p: network.apply(p, *network.inputs))(path)
+        outputs = jax.jit(jax.vmap(lambda p: network.apply(p, *network.inputs)))(path)
         for leaf in jax.tree.leaves(outputs):
             assert float(jnp.abs(leaf - leaf[0]).max()) < 1e-9 * float(jnp.abs(leaf).max())
         for stacked, first, end in zip(
-            *map(jax.tree.leaves, (path, params, sym.act(tuple(drawn), params))), strict=True
+            *map(jax.tree.leaves, (path, params, jax.jit(sym.act)(tuple(drawn), params))), strict=True
         ):
             np.testing.assert_allclose(stacked[0], first, atol=1e-12)
             np.testing.assert_allclose(stacked[-1], end, rtol=1e-9, atol=1e-9)

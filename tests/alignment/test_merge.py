@@ -42,7 +42,7 @@ def pick(stacked, number):
 def test_copies_of_one_network_merge_to_it(activation, reference):
     net, sym, x = network(activation)
     params = pick(drawn(net, x, 1), 0)
-    copies = jax.vmap(lambda key: sym.act(sym.sample(key), params))(jax.random.split(jax.random.key(1), 4))
+    copies = jax.jit(jax.vmap(lambda key: sym.act(sym.sample(key), params)))(jax.random.split(jax.random.key(1), 4))
     merged = merge(sym, copies, reference=reference)
     np.testing.assert_allclose(net.apply(merged.params, x), net.apply(params, x), rtol=1e-3, atol=1e-4)
     assert merged.history[-1] < 1e-6
@@ -68,7 +68,7 @@ def test_the_average_is_that_of_the_moved_networks_and_its_spread_never_rises():
     stacked = drawn(net, x, 4)
     weights = np.array([1.0, 2.0, 3.0, 4.0])
     merged = merge(sym, stacked, weights=weights)
-    moved = jax.vmap(sym.act)(merged.elements, stacked)
+    moved = jax.jit(jax.vmap(sym.act))(merged.elements, stacked)
     for average, leaves in zip(jax.tree.leaves(merged.params), jax.tree.leaves(moved), strict=True):
         np.testing.assert_allclose(average, np.average(leaves, axis=0, weights=weights), rtol=1e-4, atol=1e-5)
     assert (np.diff(merged.history) <= 1e-9 * merged.history[0]).all()
@@ -80,7 +80,7 @@ def test_the_average_is_closer_than_without_moving():
     stacked = drawn(net, x, 4, seed=3)
     spread = lambda networks: sum(float(jnp.var(leaf, axis=0).sum()) for leaf in jax.tree.leaves(networks))  # noqa: E731
     merged = merge(sym, stacked)
-    moved = spread(jax.vmap(sym.act)(merged.elements, stacked))
+    moved = spread(jax.jit(jax.vmap(sym.act))(merged.elements, stacked))
     assert moved < spread(stacked)
     assert moved == pytest.approx(merged.history[-1], rel=1e-4)
 

@@ -134,7 +134,7 @@ def test_every_copy_has_one_form():
         ]
         assert len(elements) == sym.order
         stacked = jax.tree.map(lambda *parts: np.stack(parts), *elements)
-        copies = jax.vmap(lambda g: sym.act(g, params))(stacked)
+        copies = jax.jit(jax.vmap(lambda g: sym.act(g, params)))(stacked)
         assert len(np.unique(np.asarray(copies["params"]["Dense_0"]["kernel"]).reshape(48, -1), axis=0)) == 48
         forms = jax.vmap(lambda p: js.canonicalize(sym, p).params)(copies)
         chex.assert_trees_all_close(
@@ -197,7 +197,7 @@ def test_hundreds_in_one_call():
         net, sym, params = mlp((3, 4, 2), "tanh")
         x = jax.random.normal(jax.random.key(4), (7, 3))
         start = perturbed(jax.random.key(1), params)
-        many = jax.vmap(lambda key: sym.act(sym.sample(key), start))(jax.random.split(jax.random.key(2), 256))
+        many = jax.jit(jax.vmap(lambda key: sym.act(sym.sample(key), start)))(jax.random.split(jax.random.key(2), 256))
         forms = js.parallel(lambda p: js.canonicalize(sym, p).params)(many)
         chex.assert_trees_all_close(
             jax.tree.map(lambda leaf: leaf.std(0), forms), jax.tree.map(lambda leaf: 0 * leaf[0], forms), atol=1e-12
@@ -215,13 +215,15 @@ def test_balance():
             (2, lambda leaf, axis: (leaf**2).sum(axis)),
             (math.inf, lambda leaf, axis: abs(leaf).max(axis)),
         ):
-            even = js.symmetry.balance(sym, far, norm=norm)
+            balance = jax.jit(functools.partial(js.symmetry.balance, sym, norm=norm))
+            even = balance(far)
             np.testing.assert_allclose(net.apply(even, x), net.apply(params, x), rtol=1e-9)
             for i in range(2):
                 layer = even["params"][f"Dense_{i}"]
                 into = size(jnp.concatenate([layer["kernel"], layer["bias"][None]]), 0)
                 np.testing.assert_allclose(into, size(even["params"][f"Dense_{i + 1}"]["kernel"], 1), rtol=1e-9)
-        chex.assert_trees_all_close(js.symmetry.balance(sym, far), js.symmetry.balance(sym, params), rtol=1e-9)
+            if norm == 2:
+                chex.assert_trees_all_close(even, balance(params), rtol=1e-9)
 
 
 def test_balance_has_the_least_norm():
@@ -262,9 +264,10 @@ def test_units_that_can_only_shrink_together_stay(silent):
         params = weights(a=(2, 3), w=(3, 3), c=(3, 2))
         sym = js.discover(recurrent, params, jnp.ones((4, 3, 2)))
         once = params | {silent: 0 * params[silent]}
-        chex.assert_trees_all_equal(js.symmetry.balance(sym, once), once)
+        balance = jax.jit(functools.partial(js.symmetry.balance, sym))
+        chex.assert_trees_all_equal(balance(once), once)
         assert bool(js.canonicalize(sym, once).ties[0].all())
-        assert float(jnp.abs(js.dynamics.charges(sym)(js.symmetry.balance(sym, params))).max()) < 1e-13
+        assert float(jnp.abs(js.dynamics.charges(sym)(balance(params))).max()) < 1e-13
 
 
 @pytest.mark.parametrize("factor", [1.0, 1e4])

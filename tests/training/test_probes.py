@@ -39,9 +39,12 @@ def test_planted_copies_are_counted_once(originals, copies, seed):
     units = np.stack([*base.T, *planted], axis=1)
     units = units[:, np.asarray(jax.random.permutation(jax.random.key(seed), units.shape[1]))]
     layer = {"kernel": jnp.asarray(units[:3]), "bias": jnp.asarray(units[3])}
-    assert int(probes.count_distinct(probes.unit_distances(layer))) == originals
+    both, one = jax.jit(
+        lambda layer: [probes.count_distinct(probes.unit_distances(layer, signs=signs)) for signs in (True, False)]
+    )(layer)
+    assert int(both) == originals
     flipped = {(which % originals, flip) for which, flip in copies} | {(i, False) for i in range(originals)}
-    assert int(probes.count_distinct(probes.unit_distances(layer, signs=False))) == len(flipped)
+    assert int(one) == len(flipped)
 
 
 def test_zero_units_are_equal_and_near_ones_are_told_apart():
