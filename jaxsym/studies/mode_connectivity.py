@@ -4,32 +4,33 @@ Measured as Ainsworth, Hayase, Srinivasa 2022 (arXiv:2209.04836) and Entezari et
 between its ends.
 """
 
+import collections
 import dataclasses
-from collections.abc import Callable
+import itertools
 from typing import Any
 
 import jax
 import numpy as np
-import optax
 import xarray as xr
 from jaxtyping import Array, PyTree
 
-from jaxsym.alignment import align, barrier, merge, orbit_path, plane
-from jaxsym.data import Rows, flattened
+from jaxsym.alignment import merge, orbit_path, plane
+from jaxsym.data import Rows, Split, flattened
 from jaxsym.models import MLP
 from jaxsym.studies import study
 from jaxsym.studies.classifying import accuracy, cross_entropy, load
+from jaxsym.studies.mode_connectivity_lines import BATCH, Ground, Measured, Pair, ground, group, pairs, stacked, trained
+from jaxsym.studies.mode_connectivity_networks import CATALOGUE, Network, plain
 from jaxsym.studies.mode_connectivity_page import page
 from jaxsym.studies.mode_connectivity_summary import MOVES, summary
-from jaxsym.studies.study import Clock, Progress, Study, expect, network_keys
-from jaxsym.symmetry.discover import discover
+from jaxsym.studies.study import Clock, Progress, Study, chosen, expect, network_keys
 from jaxsym.symmetry.group import Symmetry
 from jaxsym.symmetry.verify import wide
-from jaxsym.training import make_train
 
 ACTIVATIONS = ("relu", "tanh")
 LAYERS = 3
-RATE, BATCH = 1e-3, 64
+IMAGE_RATE = 3e-3
+"""Of Adam, for all architectures but perceptrons."""
 PATH = 21
 """Points of the curve inside an orbit."""
 GRID = 21
@@ -56,14 +57,38 @@ class Config:
     """A bundled data set, or a folder with the files of MNIST or Fashion-MNIST."""
     rows: int = 1438
     """For training, at most."""
+    architectures: str = "resnet,cnn,transformer"
+    """On the same data as images, with commas between; none where it is empty."""
+    architecture_epochs: int = 30
+    """Of Adam, for these."""
+    other: str = "mnist_5k"
+    """A second data set, or folder, for ReLU perceptrons; none where it is empty."""
+    other_widths: str = "64,256"
+    """Of the hidden layers there."""
+    other_epochs: int = 15
+    """Of Adam, there."""
+    other_rows: int = 5000
+    """For training there, at most."""
     seed: int = 0
     """Of networks and the division of the data."""
 
     def __post_init__(self) -> None:
         """Refuse numbers that make no line."""
-        expect(self, pairs=2, merged_width=2, epochs=1, points=3, rows=BATCH)
-        for name, least in (("widths", 2), ("merged", 2)):
-            numbers(name, getattr(self, name), least)
+        expect(
+            self,
+            pairs=2,
+            merged_width=2,
+            epochs=1,
+            points=3,
+            rows=BATCH,
+            architecture_epochs=1,
+            other_epochs=1,
+            other_rows=BATCH,
+        )
+        for name in ("widths", "merged", "other_widths"):
+            numbers(name, getattr(self, name), 2)
+        if self.architectures:
+            chosen(self.architectures, CATALOGUE, "architecture")
 
 
 def numbers(name: str, text: str, least: int) -> list[int]:
@@ -82,106 +107,111 @@ def numbers(name: str, text: str, least: int) -> list[int]:
 
 
 def run(config: Config, progress: Progress) -> xr.Dataset:
-    """Train, move, and walk the lines, width by width; then merge, and draw a plane."""
-    split = flattened(load(config.data, config.seed))
-    train = jax.tree.map(lambda leaf: leaf[: config.rows], split.train)
-    classes, widths, merged = (
-        len(split.classes),
-        numbers("widths", config.widths, 2),
-        numbers("merged", config.merged, 2),
-    )
-    steps = config.epochs * -(-len(train.targets) // BATCH)
-    total = (len(ACTIVATIONS) * len(widths) * 2 * config.pairs + merged[-1]) * steps
-    clock = Clock(progress, total)
+    """Train, move, and walk the lines: perceptrons width by width, other architectures, other data; then merge, and draw a plane."""
+    split = load(config.data, config.seed)
+    names = list(chosen(config.architectures, CATALOGUE, "architecture")) if config.architectures else []
+    if names:
+        expect_images(config.data, split)
+    widths, merged, others = (numbers(name, getattr(config, name), 2) for name in ("widths", "merged", "other_widths"))
+    clock = Clock(progress, 0)
+    on = ground(clock, flattened(split), config.rows, config.epochs)
+    images = ground(clock, split, config.rows, config.architecture_epochs, IMAGE_RATE)
+    clock.total = (len(ACTIVATIONS) * len(widths) * 2 * config.pairs + merged[-1]) * on.steps
+    clock.total += len(names) * 2 * config.pairs * images.steps
+    if config.other:
+        elsewhere = ground(clock, flattened(load(config.other, config.seed)), config.other_rows, config.other_epochs)
+        clock.total += len(others) * 2 * config.pairs * elsewhere.steps
     keys = network_keys(config.seed, max(2 * config.pairs, merged[-1]))
-    found: dict[str, np.ndarray] = {}
-    plane_of: dict[str, np.ndarray] = {}
-    for place in np.ndindex(len(ACTIVATIONS), len(widths)):
-        activation, width = ACTIVATIONS[place[0]], widths[place[1]]
-        net = MLP((*[width] * LAYERS, classes), activation)
-        networks = _trained(clock, f"{activation}, width {width}", net, train, keys[: 2 * config.pairs], steps)
-        sym = group(net, networks, train)
-        measures = _measures(net, train, split.test, config.points)
-        for pair in range(config.pairs):
-            progress(f"{activation}, width {width}: pair {pair + 1} of {config.pairs}", clock.net_steps, total)
-            a, b = (jax.tree.map(lambda leaf, i=i: leaf[i], networks) for i in (2 * pair, 2 * pair + 1))
-            moved = _moved(sym, net, a, b, train)
-            walked = _pair(a, moved, measures) | {"orbit_loss": _orbit(sym, net, a, train)}
-            for name, values in walked.items():
-                shape = (len(ACTIVATIONS), len(widths), config.pairs, *values.shape)
-                found.setdefault(name, np.full(shape, np.nan))[(*place, pair)] = values
-            if activation == "relu" and width == widths[-1] and not pair:
-                plane_of = _plane(net, a, b, moved["activations"], train)
-    together = _merged(clock, config, train, split.test, classes, keys[: merged[-1]], steps, merged)
-    return _dataset(config, widths, merged, found, together, plane_of).assign(clock.variables())
+    ends = keys[: 2 * config.pairs]
+
+    found = []
+    for activation, width in itertools.product(ACTIVATIONS, widths):
+        net, label = _perceptron(width, on.classes, activation), f"{activation}, width {width}"
+        networks = trained(on, label, net, ends)
+        sym = group(net, networks, on.train)
+        walked = pairs(on, label, net, sym, networks, config.points)
+        found.append(stacked([one.measured | {"orbit_loss": _orbit(sym, net, one.a, on.train)} for one in walked]))
+        if activation == "relu" and width == widths[-1]:
+            flat = _plane(net, walked[0], on.train)
+    perceptrons = {
+        name: np.reshape(v, (len(ACTIVATIONS), len(widths), *v.shape[1:])) for name, v in stacked(found).items()
+    }
+    variables = _lined("", ("activation", "width"), perceptrons) | flat
+    coords = {"activation": list(ACTIVATIONS), "width": widths}
+
+    if names:
+        variables |= _architectures(images, names, ends, config.points)
+        coords |= {"architecture": names}
+    if config.other:
+        found = []
+        for width in others:
+            net, label = _perceptron(width, elsewhere.classes, "relu"), f"{config.other}, width {width}"
+            networks = trained(elsewhere, label, net, ends)
+            sym = group(net, networks, elsewhere.train)
+            found.append(stacked([one.measured for one in pairs(elsewhere, label, net, sym, networks, config.points)]))
+        variables |= _lined("other_", ("other_width",), stacked(found))
+        coords |= {"other_width": others}
+    variables |= _merged(on, config.merged_width, keys[: merged[-1]], merged)
+    coords |= {
+        "move": list(MOVES),
+        "point": np.linspace(0, 1, config.points),
+        "count": merged,
+        "way": ["naive", "onto the first", "into a universe"],
+        "corner": ["first", "second", "second, moved"],
+    }
+    attributes = {
+        "data": config.data,
+        "rows": len(on.train.targets),
+        "merged_width": config.merged_width,
+        "epochs": config.epochs,
+        "architecture_epochs": config.architecture_epochs,
+        "other": config.other,
+        "other_rows": len(elsewhere.train.targets) if config.other else 0,
+        "other_epochs": config.other_epochs,
+    }
+    return xr.Dataset(variables, coords=coords).assign_attrs(attributes).assign(clock.variables())
 
 
-def _trained(clock: Clock, label: str, net: MLP, train: Rows, keys: Array, steps: int) -> PyTree:
-    """Networks, on the host, from as many keys."""
-    one = make_train(
-        lambda key: net.init(key, train.inputs[:1]),
-        cross_entropy(net.apply),
-        optax.adam(RATE),
-        train,
-        steps=steps,
-        batch_size=BATCH,
-        record_every=steps,
-    )
-    return clock.ensemble(label, lambda key: one(key).params, keys, steps=steps)
+def expect_images(name: str, split: Split) -> None:
+    """Refuse data that networks for images cannot read.
+
+    Raises
+    ------
+    ValueError
+        If its inputs are no images of one channel.
+    """
+    shape = split.train.inputs.shape[1:]
+    if len(shape) != 2:
+        msg = f"architectures: they read images [rows, columns], the inputs of {name} have shape {shape}; pass --architectures '' to leave them out."
+        raise ValueError(msg)
 
 
-def group(net: MLP, networks: PyTree, rows: Rows) -> Symmetry:
-    """The group of networks that are stacked."""
-    return discover(net.apply, jax.tree.map(lambda leaf: leaf[0], networks), rows.inputs[:4])
+def _perceptron(width: int, classes: int, activation: str) -> Network:
+    return plain(MLP((*[width] * LAYERS, classes), activation))
 
 
-def permutations(sym: Symmetry) -> Symmetry:
-    """The permutations of a group alone, as others move networks."""
-    return dataclasses.replace(sym, factors=tuple(f for f in sym.factors if f.kind == "permutation"))
-
-
-def _measures(net: MLP, train: Rows, test: Rows, num: int) -> Callable[[PyTree, PyTree], dict[str, Array]]:
-    """Along the line between two networks: training loss, and error rate on test rows."""
-    loss = cross_entropy(net.apply)
-
-    @jax.jit
-    def along(a: PyTree, b: PyTree) -> dict[str, Array]:
-        losses = barrier(lambda params: loss(params, train), a, b, num)
-        errors = barrier(lambda params: 1 - accuracy(net.apply(params, test.inputs), test.targets), a, b, num)
-        return {
-            "loss": losses.losses,
-            "barrier": losses.height,
-            "error": errors.losses,
-            "error_barrier": errors.height,
-        }
-
-    return along
-
-
-def _moved(sym: Symmetry, net: MLP, a: PyTree, b: PyTree, train: Rows) -> dict[str, PyTree]:
-    """One network moved onto another in every way."""
-    return {
-        "naive": b,
-        "permutations": align(permutations(sym), a, b).params,
-        "weights": align(sym, a, b).params,
-        "activations": align(sym, a, b, objective="activations", apply=net.apply, inputs=(train.inputs,)).params,
+def _architectures(on: Ground, names: list[str], keys: Array, points: int) -> dict[str, Any]:
+    """Pairs of every architecture; what only some of them have is NaN for the others."""
+    found, sizes, groups = [], [], []
+    for name in names:
+        net = CATALOGUE[name](on.classes)
+        networks = trained(on, name, net, keys)
+        sym = group(net, networks, on.train)
+        found.append(stacked([one.measured for one in pairs(on, name, net, sym, networks, points)]))
+        sizes.append(sum(leaf[0].size for leaf in jax.tree.leaves(networks)))
+        kinds = collections.Counter(factor.kind for factor in sym.factors)
+        groups.append(", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items())))
+    none = {
+        f"{name}_anew": np.full_like(found[0][name], np.nan) for name in ("loss", "barrier", "error", "error_barrier")
+    }
+    variables = _lined("architecture_", ("architecture",), stacked([none | one for one in found]))
+    return variables | {
+        "architecture_size": (("architecture",), sizes, {"long_name": "number of parameters, statistics among them"}),
+        "architecture_group": (("architecture",), groups, {"long_name": "factors of the group, by kind"}),
     }
 
 
-def _pair(a: PyTree, moved: dict[str, PyTree], measures: Callable[..., dict[str, Array]]) -> dict[str, np.ndarray]:
-    """The lines from one network to another, moved in every way."""
-    lines = [jax.device_get(measures(a, moved[name])) for name in MOVES]
-    found = {name: np.stack([line[name] for line in lines]) for name in lines[0]}
-    return found | {"distance": np.array([_distance(a, moved[name]) for name in MOVES])}
-
-
-def _distance(a: PyTree, b: PyTree) -> float:
-    return float(
-        np.sqrt(sum(np.sum((x - y) ** 2) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)))
-    )
-
-
-def _orbit(sym: Symmetry, net: MLP, params: PyTree, train: Rows) -> np.ndarray:
+def _orbit(sym: Symmetry, net: Network, params: PyTree, train: Rows) -> np.ndarray:
     """The training loss along a curve inside the orbit, in float64; a network without continuous symmetries stays where it is."""
     with jax.enable_x64(True), jax.default_matmul_precision("highest"):
         wide_params, rows = wide((params, train))
@@ -190,95 +220,80 @@ def _orbit(sym: Symmetry, net: MLP, params: PyTree, train: Rows) -> np.ndarray:
         return np.asarray(jax.lax.map(lambda point: cross_entropy(net.apply)(point, rows), path))
 
 
-def _plane(net: MLP, a: PyTree, b: PyTree, moved: PyTree, train: Rows) -> dict[str, np.ndarray]:
+def _plane(net: Network, pair: Pair, train: Rows) -> dict[str, Any]:
     """The training loss on the plane through two networks and the second one moved onto the first."""
-    return plane(lambda params: cross_entropy(net.apply)(params, train), a, b, moved, GRID)._asdict()
+    loss = cross_entropy(net.apply)
+    found = plane(lambda params: loss(params, train), pair.a, pair.moved["naive"], pair.moved["activations"], GRID)
+    return {
+        "plane_loss": (("y", "x"), found.losses, {"long_name": "training loss on a plane through three networks"}),
+        "plane_points": (("corner", "axis"), found.points, {"long_name": "where these lie on it"}),
+        "x": (("x",), np.asarray(found.xs)),
+        "y": (("y",), np.asarray(found.ys)),
+    }
 
 
-def _merged(
-    clock: Clock,
-    config: Config,
-    train: Rows,
-    test: Rows,
-    classes: int,
-    keys: Array,
-    steps: int,
-    counts: list[int],
-) -> dict[str, np.ndarray]:
+def _merged(on: Ground, width: int, keys: Array, counts: list[int]) -> dict[str, Any]:
     """Training loss and test accuracy of averages: as networks are, moved onto the first, moved into a universe."""
-    net = MLP((*[config.merged_width] * LAYERS, classes), "relu")
-    networks = _trained(clock, f"{len(keys)} networks to merge", net, train, keys, steps)
-    sym = group(net, networks, train)
-    figures: dict[str, list[list[float]]] = {"loss": [], "accuracy": []}
+    net = _perceptron(width, on.classes, "relu")
+    networks = trained(on, f"{len(keys)} networks to merge", net, keys)
+    sym = group(net, networks, on.train)
+    losses, accuracies = [], []
     for count in counts:
-        clock.progress(f"merging {count} networks", clock.net_steps, clock.total)
+        on.clock.progress(f"merging {count} networks", on.clock.net_steps, on.clock.total)
         some = jax.tree.map(lambda leaf, count=count: leaf[:count], networks)
         averages = [
             jax.tree.map(lambda leaf: leaf.mean(0), some),
             merge(sym, some, reference=0).params,
             merge(sym, some).params,
         ]
-        figures["loss"].append([float(cross_entropy(net.apply)(params, train)) for params in averages])
-        figures["accuracy"].append(
-            [float(accuracy(net.apply(params, test.inputs), test.targets)) for params in averages]
-        )
-    single = jax.vmap(lambda params: accuracy(net.apply(params, test.inputs), test.targets))(networks)
-    return {name: np.array(values) for name, values in figures.items()} | {"single": np.asarray(single)}
-
-
-def _dataset(
-    config: Config,
-    widths: list[int],
-    merged: list[int],
-    found: dict[str, np.ndarray],
-    together: dict[str, np.ndarray],
-    plane_of: dict[str, np.ndarray],
-) -> xr.Dataset:
-    each = ("activation", "width", "pair")
-    texts = {
-        "loss": ((*each, "move", "point"), "training loss along the straight line"),
-        "barrier": ((*each, "move"), "largest excess of the training loss over the chord"),
-        "error": ((*each, "move", "point"), "test error along the straight line"),
-        "error_barrier": ((*each, "move"), "largest excess of the test error over the chord"),
-        "distance": ((*each, "move"), "distance of the two networks"),
-        "orbit_loss": ((*each, "step"), "training loss along a curve inside an orbit"),
-    }
-    variables: dict[str, Any] = {name: (dims, found[name], {"long_name": text}) for name, (dims, text) in texts.items()}
-    variables |= {
-        "merged_loss": (("count", "way"), together["loss"], {"long_name": "training loss of an average"}),
-        "merged_accuracy": (("count", "way"), together["accuracy"], {"long_name": "test accuracy of an average"}),
+        losses.append([float(cross_entropy(net.apply)(params, on.train)) for params in averages])
+        accuracies.append([float(accuracy(net.apply(params, on.test.inputs), on.test.targets)) for params in averages])
+    single = jax.vmap(lambda params: accuracy(net.apply(params, on.test.inputs), on.test.targets))(networks)
+    return {
+        "merged_loss": (("count", "way"), losses, {"long_name": "training loss of an average"}),
+        "merged_accuracy": (("count", "way"), accuracies, {"long_name": "test accuracy of an average"}),
         "single_accuracy": (
             ("network",),
-            together["single"],
+            np.asarray(single),
             {"long_name": "test accuracy of the networks that are merged"},
         ),
-        "plane_loss": (
-            ("y", "x"),
-            plane_of["losses"],
-            {"long_name": "training loss on a plane through three networks"},
-        ),
-        "plane_points": (("corner", "axis"), plane_of["points"], {"long_name": "where these lie on it"}),
     }
-    coords = {
-        "activation": list(ACTIVATIONS),
-        "width": widths,
-        "move": list(MOVES),
-        "point": np.linspace(0, 1, config.points),
-        "count": merged,
-        "way": ["naive", "onto the first", "into a universe"],
-        "x": np.asarray(plane_of["xs"]),
-        "y": np.asarray(plane_of["ys"]),
-        "corner": ["first", "second", "second, moved"],
+
+
+def _lined(prefix: str, each: tuple[str, ...], found: Measured) -> dict[str, Any]:
+    """Variables of the lines between pairs."""
+    texts = {
+        "loss": (("move", "point"), "training loss along the straight line"),
+        "barrier": (("move",), "largest excess of the training loss over the chord"),
+        "error": (("move", "point"), "test error along the straight line"),
+        "error_barrier": (("move",), "largest excess of the test error over the chord"),
+        "distance": (("move",), "distance of the two networks"),
+        "orbit_loss": (("step",), "training loss along a curve inside an orbit"),
     }
-    return xr.Dataset(variables, coords=coords).assign_attrs(
-        data=config.data, merged_width=config.merged_width, epochs=config.epochs
-    )
+    texts |= {
+        f"{name}_anew": (dims, f"{text}, statistics computed anew at each point")
+        for name, (dims, text) in texts.items()
+    }
+    return {
+        prefix + name: ((*each, "pair", *texts[name][0]), values, {"long_name": texts[name][1]})
+        for name, values in found.items()
+    }
 
 
 STUDY = Study(
     title="are two trained networks in one valley: barriers as they are, and moved by the whole group",
     config=Config(),
-    quick=Config(pairs=2, widths="16,64", merged="2,8", epochs=20),
+    quick=Config(
+        pairs=2,
+        widths="16,64",
+        merged="2,8",
+        epochs=20,
+        architectures="cnn",
+        architecture_epochs=10,
+        other_widths="64",
+        other_epochs=3,
+        other_rows=1000,
+    ),
     run=run,
     summary=summary,
     page=lambda data: page(data, summary(data)),

@@ -1,13 +1,14 @@
 """The page of the study ``mode_connectivity``: every sentence is computed from the dataset or the summary."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import xarray as xr
+from matplotlib.figure import Figure
 
 from jaxsym import plots
-from jaxsym.studies.mode_connectivity_summary import MOVES, claims
+from jaxsym.studies.mode_connectivity_summary import MOVES, NAMES, architectures, claims, restated
 from jaxsym.studies.study import Picture, Section, Table, claims_table, listed, tally
 
 WORDS = {
@@ -20,7 +21,12 @@ WORDS = {
 
 def page(data: xr.Dataset, summary: Mapping[str, Any]) -> list[Section]:
     """The sections, in the order in which one reads them."""
-    return [_claims(data), _barriers(data, summary), _lines(data), _merging(data, summary), _plane(data)]
+    sections = [_claims(data), _barriers(data, summary), _lines(data)]
+    if architectures(data):
+        sections.append(_architectures(data, summary))
+    if "other_barrier" in data:
+        sections.append(_other(data, summary))
+    return [*sections, _merging(data, summary), _plane(data)]
 
 
 def _claims(data: xr.Dataset) -> Section:
@@ -32,7 +38,9 @@ def _claims(data: xr.Dataset) -> Section:
             " is taken on the straight line between them. The barrier is its largest excess over the chord.",
             tally(found),
         ],
-        tables=[claims_table(found, "Over all pairs, widths and activations, where nothing else is said.")],
+        tables=[
+            claims_table(found, "Over all pairs, widths and activations of perceptrons, where nothing else is said.")
+        ],
     )
 
 
@@ -54,14 +62,7 @@ def _barriers(data: xr.Dataset, summary: Mapping[str, Any]) -> Section:
         ax.minorticks_off()
         for width in widths:
             at = data.sel(activation=activation, width=width)
-            rows.append(
-                (
-                    activation,
-                    str(width),
-                    *(f"{float(at['barrier'].sel(move=move).mean()):.3g}" for move in MOVES),
-                    *(f"{100 * float(at['error_barrier'].sel(move=move).mean()):.2g}" for move in MOVES),
-                )
-            )
+            rows.append((activation, str(width), *_means(at)))
     plots.legend(axes[0])
     last = int(widths[-1])
     return Section(
@@ -70,18 +71,7 @@ def _barriers(data: xr.Dataset, summary: Mapping[str, Any]) -> Section:
             f"ReLU networks of width {last}: {summary[f'barrier_naive_{last}']:.3g} nats as they are, {summary[f'barrier_permutations_{last}']:.3g} after permutations alone, {summary[f'barrier_weights_{last}']:.3g} after the whole group by weights, {summary[f'barrier_activations_{last}']:.3g} by activations (means over pairs)."
             f" Midway, after matching by activations, the test accuracy is {summary[f'midpoint_accuracy_{last}']:.1%}, at the ends {summary[f'endpoint_accuracy_{last}']:.1%}.",
         ],
-        tables=[
-            Table(
-                ("activation", "width", *(WORDS[move] for move in MOVES), *(WORDS[move] for move in MOVES)),
-                rows,
-                "Means over pairs.",
-                groups=(
-                    ("", 2),
-                    ("barrier of the training loss (nats)", 4),
-                    ("barrier of the test error (percentage points)", 4),
-                ),
-            )
-        ],
+        tables=[_heights(("activation", "width"), rows)],
         pictures=[
             Picture(
                 "barriers",
@@ -96,25 +86,133 @@ def _barriers(data: xr.Dataset, summary: Mapping[str, Any]) -> Section:
 FLOOR = 1e-3
 
 
-def _lines(data: xr.Dataset) -> Section:
-    widths = [int(width) for width in data["width"].values]
-    figure, axes = plots.panels(len(widths), width=3.6 * len(widths), height=3.4, columns=len(widths))
-    for ax, width in zip(axes, widths, strict=True):
-        own = data["loss"].sel(activation="relu", width=width)
+def _means(data: xr.Dataset, barrier: str = "barrier", error: str = "error_barrier") -> list[str]:
+    """Barriers in all ways of moving, means over pairs: of the loss, and of the error in percentage points."""
+    heights, errors = ([float(data[name].sel(move=move).mean()) for move in MOVES] for name in (barrier, error))
+    return [*(f"{height:.3g}" for height in heights), *(f"{100 * height:.2g}" for height in errors)]
+
+
+def _heights(first: tuple[str, ...], rows: Sequence[Sequence[str]]) -> Table:
+    """Barriers of the loss and of the error."""
+    return Table(
+        (*first, *(WORDS[move] for move in MOVES), *(WORDS[move] for move in MOVES)),
+        rows,
+        "Means over pairs.",
+        groups=(
+            ("", len(first)),
+            ("barrier of the training loss (nats)", len(MOVES)),
+            ("barrier of the test error (percentage points)", len(MOVES)),
+        ),
+    )
+
+
+def _along(data: xr.Dataset, panels: Mapping[str, xr.DataArray]) -> Figure:
+    """The training loss along lines, a panel each."""
+    figure, axes = plots.panels(len(panels), width=3.6 * max(2, len(panels)), height=3.4, columns=len(panels))
+    for ax, (title, own) in zip(axes, panels.items(), strict=True):
         plots.bands(ax, data["point"].values, {WORDS[move]: own.sel(move=move).values for move in MOVES})
-        ax.set(title=f"width {width}", xlabel="from one network to the other")
+        ax.set(title=title, xlabel="from one network to the other")
         ax.set_ylim(0, 1.6 * ax.get_ylim()[1])
     axes[0].set_ylabel("training loss (nats)")
     plots.legend(axes[0], loc="upper left")
+    return figure
+
+
+def _lines(data: xr.Dataset) -> Section:
+    relu = data["loss"].sel(activation="relu")
+    widths = [int(width) for width in data["width"].values]
     return Section(
         "Along the lines",
         ["The training loss of ReLU networks between the two networks of a pair."],
         pictures=[
             Picture(
                 "lines",
-                figure,
+                _along(data, {f"width {width}": relu.sel(width=width) for width in widths}),
                 "Median and middle 90 % of the pairs.",
                 f"Training loss along straight lines between ReLU networks of widths {listed([str(width) for width in widths])}.",
+            )
+        ],
+    )
+
+
+def _architectures(data: xr.Dataset, summary: Mapping[str, Any]) -> Section:
+    names = architectures(data)
+    said, barriers, about, panels = [], [], [], {}
+    for name in names:
+        own = data.sel(architecture=name)
+        end, middle = (f"{summary[f'{where}_accuracy_{name}']:.1%}" for where in ("endpoint", "midpoint"))
+        said.append(
+            f"{NAMES[name]}: {summary[f'barrier_naive_{name}']:.3g} nats as they are, {summary[f'barrier_permutations_{name}']:.3g} after permutations alone,"
+            f" {summary[f'barrier_weights_{name}']:.3g} after the whole group by weights, {summary[f'barrier_activations_{name}']:.3g} by activations;"
+            f" midway, after matching by activations, the test accuracy is {middle}, at the ends {end}."
+        )
+        panels[NAMES[name]] = own["architecture_loss"]
+        barriers.append((NAMES[name], *_means(own, "architecture_barrier", "architecture_error_barrier")))
+        if restated(data, name):
+            said[-1] += (
+                f" With statistics computed anew at every point of the line: {summary[f'barrier_naive_{name}_anew']:.3g} as they are,"
+                f" {summary[f'barrier_weights_{name}_anew']:.3g} by weights, {summary[f'barrier_activations_{name}_anew']:.3g} by activations, and {summary[f'midpoint_accuracy_{name}_anew']:.1%} midway."
+            )
+            panels[f"{NAMES[name]}, anew"] = own["architecture_loss_anew"]
+            rest = _means(own, "architecture_barrier_anew", "architecture_error_barrier_anew")
+            barriers.append((f"{NAMES[name]}, statistics anew", *rest))
+        distances = own["architecture_distance"].mean("pair")
+        about.append(
+            (
+                NAMES[name],
+                str(int(own["architecture_size"])),
+                str(own["architecture_group"].item()),
+                *(f"{float(distances.sel(move=move)):.3g}" for move in MOVES),
+            )
+        )
+    return Section(
+        "Other architectures",
+        [
+            f"On the same data as images, {data.attrs['architecture_epochs']} epochs of Adam, {data.sizes['pair']} pairs of each. The group is that of the network in training, so that where there are batch statistics, a network which is moved stays the same function when they are computed anew. Means over pairs:",
+            *said,
+        ],
+        tables=[
+            _heights(("architecture",), barriers),
+            Table(
+                ("architecture", "parameters", "factors of the group", *(WORDS[move] for move in MOVES)),
+                about,
+                "What the group of each is made of, as it was found, and how far apart two networks are, moved in every way: means over pairs, statistics among the parameters.",
+                groups=(("", 3), ("distance", len(MOVES))),
+            ),
+        ],
+        pictures=[
+            Picture(
+                "architectures",
+                _along(data, panels),
+                "Median and middle 90 % of the pairs. Anew: batch statistics computed over all training rows at every point, instead of the average of those of the two networks.",
+                f"Training loss along straight lines between two networks, of each kind: {listed([NAMES[name] for name in names])}.",
+            )
+        ],
+    )
+
+
+def _other(data: xr.Dataset, summary: Mapping[str, Any]) -> Section:
+    widths = [int(width) for width in data["other_width"].values]
+    name, last = data.attrs["other"], widths[-1]
+    return Section(
+        f"Other data: {name}",
+        [
+            f"ReLU perceptrons on {data.attrs['other_rows']} rows of {name}, {data.attrs['other_epochs']} epochs of Adam. At width {last}: {summary[f'barrier_naive_other_{last}']:.3g} nats as they are, {summary[f'barrier_permutations_other_{last}']:.3g} after permutations alone,"
+            f" {summary[f'barrier_weights_other_{last}']:.3g} after the whole group by weights, {summary[f'barrier_activations_other_{last}']:.3g} by activations (means over pairs)."
+            f" Midway, after matching by activations, the test accuracy is {summary[f'midpoint_accuracy_other_{last}']:.1%}, at the ends {summary[f'endpoint_accuracy_other_{last}']:.1%}.",
+        ],
+        tables=[
+            _heights(
+                ("width",),
+                [(str(w), *_means(data.sel(other_width=w), "other_barrier", "other_error_barrier")) for w in widths],
+            )
+        ],
+        pictures=[
+            Picture(
+                "other",
+                _along(data, {f"width {width}": data["other_loss"].sel(other_width=width) for width in widths}),
+                "Median and middle 90 % of the pairs.",
+                f"Training loss along straight lines between ReLU networks on {name}, of widths {listed([str(width) for width in widths])}.",
             )
         ],
     )

@@ -9,6 +9,9 @@ from jaxsym.studies.study import Claim, refuted, run_counts, sign_test
 
 MOVES = ("naive", "permutations", "weights", "activations")
 """As it is; by its permutations alone, by weights; by the whole group, by weights and by activations."""
+NAMES = {"resnet": "ResNet with LayerNorm", "cnn": "CNN with BatchNorm", "transformer": "transformer"}
+"""Of architectures."""
+MATCHED = {"weights": "by weights", "activations": "by activations"}
 FLAT = 1e-9
 """A loss that changes by less, relative to 1 and in float64, along a curve inside the orbit does not change."""
 
@@ -28,17 +31,7 @@ def claims(data: xr.Dataset) -> list[Claim]:
     """What is said of independently trained networks, what was measured, and whether it holds: of all pairs."""
     widths = [int(width) for width in data["width"].values]
     barriers = data["barrier"]
-    naive = barriers.sel(move="naive")
-    found: list[Claim] = []
-    for move, text in (("weights", "by weights"), ("activations", "by activations")):
-        lower = barriers.sel(move=move) < naive
-        found.append(
-            (
-                f"Moved onto each other {text}, networks have a lower barrier than as they are",
-                f"in {int(lower.sum())} of {lower.size} pairs",
-                bool(lower.all()) or (None if bool(lower.any()) else False),
-            )
-        )
+    found = [_lower("networks have", barriers, move) for move in MATCHED]
     whole, only = barriers.sel(move="weights"), barriers.sel(move="permutations")
     better = int((whole < only).sum()), int((whole > only).sum())
     found.append(
@@ -60,6 +53,13 @@ def claims(data: xr.Dataset) -> list[Claim]:
             else bool(last.max() < first.min()) or (None if last.mean() < first.mean() else False),
         )
     )
+    if "other_barrier" in data:
+        where = f"ReLU perceptrons on {data.attrs['other']} have"
+        found += [_lower(where, data["other_barrier"], move) for move in MATCHED]
+    for name in architectures(data):
+        own = data["architecture_barrier"].sel(architecture=name)
+        found += [_lower(f"pairs of a {NAMES[name]} have", own, move) for move in MATCHED]
+        found += _anew(data, name) if restated(data, name) else []
     change = orbit_range(data)
     found.append(
         (
@@ -71,26 +71,88 @@ def claims(data: xr.Dataset) -> list[Claim]:
     return found
 
 
+def architectures(data: xr.Dataset) -> list[str]:
+    """Those that were measured beside perceptrons."""
+    return [str(name) for name in data["architecture"].values] if "architecture" in data.coords else []
+
+
+def restated(data: xr.Dataset, name: str) -> bool:
+    """Whether an architecture has statistics that were computed anew."""
+    return bool(data["architecture_barrier_anew"].sel(architecture=name).notnull().all())
+
+
+def _lower(who: str, barriers: xr.DataArray, move: str) -> Claim:
+    """That networks which were moved have a lower barrier than as they are."""
+    lower = barriers.sel(move=move) < barriers.sel(move="naive")
+    return (
+        f"Moved onto each other {MATCHED[move]}, {who} a lower barrier than as they are",
+        f"in {int(lower.sum())} of {lower.size} pairs",
+        bool(lower.all()) or (None if bool(lower.any()) else False),
+    )
+
+
+def _anew(data: xr.Dataset, name: str) -> list[Claim]:
+    """That statistics which are computed anew lower the barrier after matching."""
+    own = data.sel(architecture=name)
+    found: list[Claim] = []
+    for move, text in MATCHED.items():
+        averaged, anew = (
+            own[variable].sel(move=move) for variable in ("architecture_barrier", "architecture_barrier_anew")
+        )
+        lower = anew < averaged
+        found.append(
+            (
+                f"After matching {text}, statistics that are computed anew lower the barrier of a {NAMES[name]}",
+                f"in {int(lower.sum())} of {lower.size} pairs; mean {float(averaged.mean()):.3g}, anew {float(anew.mean()):.3g}",
+                bool(lower.all()) or (None if bool(lower.any()) else False),
+            )
+        )
+    return found
+
+
 def _signed(better: int, worse: int) -> bool | None:
     """A sign test at 5 %."""
     return better > worse if sign_test(better, worse) < 0.05 else None
+
+
+def accuracies(errors: xr.DataArray, name: str) -> dict[str, float]:
+    """On test rows, midway after matching by activations, and at the ends: means over pairs."""
+    matched = 1 - errors.sel(move="activations")
+    return {
+        f"midpoint_accuracy_{name}": float(matched.isel(point=len(matched["point"]) // 2).mean()),
+        f"endpoint_accuracy_{name}": float(matched.isel(point=[0, -1]).mean()),
+    }
 
 
 def summary(data: xr.Dataset) -> dict[str, Any]:
     """The headline figures: means over pairs, of ReLU networks."""
     widths = [int(width) for width in data["width"].values]
     relu = data.sel(activation="relu")
-    middle = len(data["point"]) // 2
     figures: dict[str, Any] = {}
     for width in widths:
         own = relu.sel(width=width)
         for move in MOVES:
             figures[f"barrier_{move}_{width}"] = float(own["barrier"].sel(move=move).mean())
-        errors = own["error"].sel(move="activations")
-        figures[f"midpoint_accuracy_{width}"] = float(1 - errors.isel(point=middle).mean())
-        figures[f"endpoint_accuracy_{width}"] = float(1 - errors.isel(point=[0, -1]).mean())
+        figures |= accuracies(own["error"], str(width))
         for move in MOVES:
             figures[f"barrier_{move}_tanh_{width}"] = float(height(data, move, width, "tanh").mean())
+    for name in architectures(data):
+        own = data.sel(architecture=name)
+        for kind in ("", "_anew") if restated(data, name) else ("",):
+            for move in MOVES:
+                figures[f"barrier_{move}_{name}{kind}"] = float(
+                    own[f"architecture_barrier{kind}"].sel(move=move).mean()
+                )
+                figures[f"error_barrier_{move}_{name}{kind}"] = float(
+                    own[f"architecture_error_barrier{kind}"].sel(move=move).mean()
+                )
+            figures |= accuracies(own[f"architecture_error{kind}"], f"{name}{kind}")
+    if "other_barrier" in data:
+        for width in data["other_width"].values:
+            own = data.sel(other_width=width)
+            for move in MOVES:
+                figures[f"barrier_{move}_other_{width}"] = float(own["other_barrier"].sel(move=move).mean())
+            figures |= accuracies(own["other_error"], f"other_{width}")
     last = data.isel(count=-1)
     figures |= {
         f"merged{int(last['count'])}_accuracy": float(last["merged_accuracy"].sel(way="into a universe")),
