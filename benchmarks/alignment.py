@@ -3,10 +3,15 @@
 ``DIR`` is the folder ``src`` of a clone of https://github.com/samuela/git-re-basin, whose ``weight_matching.py`` is run as it is (its module ``utils``, of which
 it takes ``rngmix`` alone, does not load in newer versions of JAX; that line is given instead). Both move permutations of the same specification, on random
 kernels: perceptrons of three layers of 512 units, and the shapes of ResNet-20. Cold: the first call in a process of its own. Warm: medians of turns. The objective is the inner
-product of all leaves. The time that SciPy takes for the assignments is given apart.
+product of all leaves. The time that SciPy takes for the assignments is given apart. NumPy's products run on one thread, as those of tests do: on two they wait for
+each other beside JAX's own threads.
 
 Exits with 1 when a goal is missed.
 """
+
+import os
+
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before NumPy comes
 
 import argparse
 import importlib.util
@@ -106,17 +111,16 @@ def theirs(folder: Path) -> types.ModuleType:
 def contender(side: str, network: str, folder: Path) -> Callable[[], dict[str, np.ndarray]]:
     """A call that moves one network onto another; returns its leaves."""
     spec, shapes = NETWORKS[network]()
-    a, b = (drawn(shapes, seed) for seed in (0, 1))
+    a, b = (jax.device_put(drawn(shapes, seed)) for seed in (0, 1))
     if side == "ours":
         sym = js.Symmetry.from_spec(spec, a)
         return lambda: jax.device_get(alignment.align(sym, a, b).params)
     module = theirs(folder)
     ps = module.permutation_spec_from_axes_to_perm(spec)
-    one, two = ({name: jax.numpy.asarray(leaf) for name, leaf in leaves.items()} for leaves in (a, b))
 
     def run() -> dict[str, np.ndarray]:
-        perm = module.weight_matching(jax.random.PRNGKey(0), ps, one, two, silent=True)
-        return jax.device_get(module.apply_permutation(ps, perm, two))
+        perm = module.weight_matching(jax.random.PRNGKey(0), ps, a, b, silent=True)
+        return jax.device_get(module.apply_permutation(ps, perm, b))
 
     return run
 

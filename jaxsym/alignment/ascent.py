@@ -32,8 +32,8 @@ SETTLED = 1e-3
 """A pass that gains less than this part of what is left is the last."""
 ROUNDING = 1e4
 """A step that gains less than so many roundings of what it moves gains nothing."""
-MOORED = 0.25
-"""The share of a block's entries that fixed ends and earlier blocks must tell of, if sorted weights are to be of no use."""
+MOORED = 8
+"""So many numbers must be known of each unit, from fixed ends and earlier blocks, if sorted weights are to be of no use."""
 PLAIN = ("permutation", "sign", "scaling")
 NESTED = 16
 """Units with units inside, such as heads, are tried in every place up to so many of them."""
@@ -124,12 +124,13 @@ class Plan:
     @functools.cached_property
     def moored(self) -> bool:
         """Whether enough is known of each block when its turn comes."""
-        return all(self._share(block, known) >= MOORED for block, known in self.anchored)
+        return all(self._entries(known) >= MOORED * self._units(block) for block, known in self.anchored)
 
-    def _share(self, block: Block, known: Iterable[str]) -> float:
-        """Of a block's leaves, by numbers of entries, those that are known."""
-        sizes = [sum(math.prod(self.sym.shapes[path]) for path in some) for some in (known, self.paths[block])]
-        return sizes[0] / max(1, sizes[1])
+    def _entries(self, paths: Iterable[str]) -> int:
+        return sum(math.prod(self.sym.shapes[path]) for path in paths)
+
+    def _units(self, block: Block) -> int:
+        return math.prod(self.sym.factors[block.members[0]].shape)
 
     @functools.cached_property
     def anchored(self) -> list[tuple[Block, set[str]]]:
@@ -138,7 +139,7 @@ class Plan:
         left, found = list(self.blocks), []
         while left:
             known = {block: {path for path in self.paths[block] if holders[path] == 1} for block in left}
-            block = max(left, key=lambda one: self._share(one, known[one]))
+            block = max(left, key=lambda one: self._entries(known[one]) / max(1, self._entries(self.paths[one])))
             found.append((block, known[block]))
             left.remove(block)
             holders.subtract(self.paths[block])
@@ -262,9 +263,9 @@ class Problem:
             histories = [self.ascend(way) for way in ways]
             winners = np.argmax([[history[-1] for history in each] for each in histories], axis=0)
             return _chosen(ways, winners), [histories[k][i] for i, k in enumerate(winners)], [names[k] for k in winners]
-        winners = np.argmax([self.values(way.leaves) for way in ways], axis=0)
-        chosen = _chosen(ways, winners)
-        return chosen, self.ascend(chosen), [names[k] for k in winners]
+        values = np.array([self.values(way.leaves) for way in ways])
+        winners, chosen = values.argmax(axis=0), _chosen(ways, values.argmax(axis=0))
+        return chosen, self.ascend(chosen, values.max(axis=0)), [names[k] for k in winners]
 
     def _compact(self, element: Element) -> Element:
         """The permutations, signs and rotations of an element alone; of a change of basis the rotation that is in it."""
@@ -276,12 +277,12 @@ class Problem:
                 parts[block.turn] = left @ right
         return tuple(parts)
 
-    def ascend(self, walks: Walks) -> list[list[float]]:
-        """Move block after block until a pass gains nothing more; the values of each network's objective.
+    def ascend(self, walks: Walks, values: Float[np.ndarray, " networks"] | None = None) -> list[list[float]]:
+        """Move block after block until a pass gains nothing more; the values of each network's objective, the first of which may be known.
 
         Blocks that share no leaf do not see one another: one after the other is the same as at once.
         """
-        values = self.values(walks.leaves)
+        values = self.values(walks.leaves) if values is None else values
         history = [[value] for value in values.tolist()]
         going = np.ones(len(walks), bool)
         stale = dict.fromkeys(self.plan.blocks, True)
