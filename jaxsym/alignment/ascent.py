@@ -427,21 +427,29 @@ class Problem:
         for depth in sorted({len(block.classes) for block in movers}):
             yield [block for block in movers if len(block.classes) == depth]
 
-    def matched(self, walks: Walks, similar: Callable[[Leaves], Mapping[int, np.ndarray]]) -> Walks:
-        """Permutations and signs by what units compute, outer ones before what is inside them; then rotations by weights."""
+    def matched(self, walks: Walks, similar: Callable[[Leaves, Sequence[Block]], Mapping[Block, Scores]]) -> Walks:
+        """Permutations and signs by what units compute, outer ones before what is inside them; then by weights signs that are not seen there, and rotations."""
         for some in self.deeper():
-            found = similar({path: leaf[0] for path, leaf in walks.leaves.items()})
+            found = similar({path: leaf[0] for path, leaf in walks.leaves.items()}, some)
             parts: Parts = {}
-            for block in some:
-                alike: Any = found.get(block.mover) if block.mover is not None else None
-                if alike is not None:
-                    seen, none = alike[None], np.zeros_like(alike[None])
-                    parts |= best(block, Scores(seen, none) if block.sign is None else Scores(none, seen))
+            for block, alike in found.items():
+                seen = alike.flipped.any()
+                parts |= best(block if seen else block._replace(sign=None), alike)
             walks.go([parts], self.along([parts], walks.leaves))
+            for block in some:
+                if block.sign is not None and block.sign not in parts:
+                    self._upright(block, walks)
         for block in self.plan.blocks:
             if block.turn is not None:
                 self.move(block, walks)
         return walks
+
+    def _upright(self, block: Block, walks: Walks) -> None:
+        """Signs alone, by weights."""
+        found = self._scores(block, walks.leaves)
+        if found is not None:
+            parts = best(block._replace(mover=None), found)
+            walks.go([parts], self.along([parts], walks.leaves))
 
     def _anchored(self, walks: Walks) -> Walks:
         """After block upon block by what is known of it: the leaves that no block moves which is still to come."""

@@ -63,7 +63,8 @@ def align(
     a, b
         Parameters of two networks, both of the shapes that the group was found on.
     objective
-        ``"weights"``: the least distance of the parameters. ``"activations"``: permutations and signs by what the units compute, rotations by weights.
+        ``"weights"``: the least distance of the parameters. ``"activations"``: permutations by what the units compute, and signs where what they compute is turned around
+        by them; other signs, and rotations, by weights.
     apply, inputs
         For activations: the function, and the inputs of ``apply(params, *inputs)`` as a tuple, or a list of such tuples, batches of one shape.
     measure
@@ -114,7 +115,7 @@ def align(
             similar = Similarity(apply, sym, a, batches(inputs, "align"), measure)
             history = [problem.values(walks.leaves)[0]]
             still = {path: leaf[0] for path, leaf in problem.a.items()}
-            problem.matched(walks, lambda leaves: similar.between(still, leaves))
+            problem.matched(walks, lambda leaves, some: similar.scores(still, leaves, some))
             history, start = [*history, problem.values(walks.leaves)[0]], "activations"
         else:
             further = (

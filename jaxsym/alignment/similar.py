@@ -7,10 +7,14 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
+from jaxsym.alignment.blocks import Block, Scores
 from jaxsym.symmetry.group import Symmetry
-from jaxsym.symmetry.sites import activations
+from jaxsym.symmetry.sites import Sites, activations
+from jaxsym.symmetry.units import Leaves, numbers
 
 MEASURES = ("correlation", "distance")
+ROUNDING = 1e-9
+"""Likenesses that differ by less than this part of the largest are the same."""
 Batches = Sequence[tuple[Any, ...]]
 
 
@@ -20,22 +24,40 @@ class Similarity:
     def __init__(
         self, apply: Callable[..., Any], sym: Symmetry, params: PyTree, batches: Batches, measure: str
     ) -> None:
-        self.batches, self.measure = batches, measure
+        self.sym, self.batches, self.measure = sym, batches, measure
         self.see = activations(apply, sym, params, *batches[0])
 
-    def between(self, a: PyTree, b: PyTree) -> Mapping[int, Float[np.ndarray, "*copies n n"]]:
-        """For every permutation that is seen: correlations, or minus mean squared distances, of the units of ``a`` with those of ``b``."""
+    def between(self, a: PyTree, b: PyTree) -> Mapping[int, list[Float[np.ndarray, "*copies n n"]]]:
+        """For every permutation, and every place where its units are seen: correlations, or minus mean squared distances, of those of ``a`` with those of ``b``."""
         with jax.enable_x64(True):
             sums: dict[int, Any] = {}
             for batch in self.batches:
                 found = _sums(self.see(a, *batch), self.see(b, *batch))
                 sums = found if not sums else jax.tree.map(np.add, sums, jax.device_get(found))
-        measured = {i: [_measured(jax.device_get(one), self.measure) for one in own] for i, own in sums.items() if own}
-        return {i: np.mean(own, axis=0) for i, own in measured.items()}
+        return {i: [_measured(jax.device_get(one), self.measure) for one in own] for i, own in sums.items() if own}
+
+    def scores(self, a: Leaves, b: Leaves, blocks: Iterable[Block]) -> dict[Block, Scores]:
+        """Of some blocks, means over the places where their units are seen.
+
+        ``straight`` and ``flipped`` add up to what ``b`` has as it is, and their difference is what it has with all signs turned around; ``flipped`` is 0 where a
+        sign is not seen.
+        """
+        signs = set(numbers(self.sym, "sign"))
+        around = tuple(-part if i in signs else part for i, part in enumerate(self.sym.still()))
+        as_it_is = self.between(a, b)
+        turned = self.between(a, self.sym.act(around, b)) if signs else as_it_is
+        found = {}
+        for block in blocks:
+            if block.mover is not None and block.mover in as_it_is:
+                one, other = (np.mean(of[block.mover], axis=0)[None] for of in (as_it_is, turned))
+                odd = (one - other) / 2
+                unseen = np.abs(odd).max(initial=0) <= ROUNDING * np.abs(one).max(initial=0)
+                found[block] = Scores(one, np.zeros_like(odd)) if unseen else Scores((one + other) / 2, odd)
+        return found
 
 
 @jax.jit
-def _sums(one: dict[int, list[Array]], other: dict[int, list[Array]]) -> Any:
+def _sums(one: Sites, other: Sites) -> Any:
     """What batches add up to: the number of samples, sums, squares and products."""
 
     def each(x: Array, y: Array) -> tuple[Array, ...]:

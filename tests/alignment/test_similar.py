@@ -1,6 +1,7 @@
 """Alignment by activations: assignments of correlations and distances that NumPy gives, too; batches; what was moved comes back."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.optimize
@@ -32,6 +33,16 @@ def hidden(params, x, activation):
     return found
 
 
+def liked(one, other, measure):
+    """Correlations, or minus mean squared distances, of all pairs of rows."""
+    if measure == "distance":
+        return -((one[:, None] - other[None]) ** 2).mean(-1)
+    centred = [side - side.mean(1, keepdims=True) for side in (one, other)]
+    spread = np.outer(*(np.sqrt((side**2).mean(1)) for side in centred))
+    product = centred[0] @ centred[1].T / one.shape[1]
+    return np.divide(product, spread, out=np.zeros_like(product), where=spread > 0)
+
+
 @pytest.mark.parametrize("measure", ["correlation", "distance"])
 @pytest.mark.parametrize("activation", ["relu", "tanh"])
 def test_the_assignment_is_that_of_what_units_compute(activation, measure):
@@ -41,26 +52,16 @@ def test_the_assignment_is_that_of_what_units_compute(activation, measure):
         found = align(sym, a, b, objective="activations", apply=net.apply, inputs=(x,), measure=measure)
     movers = [np.asarray(part) for part, f in zip(found.element, sym.factors, strict=True) if f.kind == "permutation"]
     for order, one, other in zip(movers, hidden(a, x, activation), hidden(b, x, activation), strict=True):
-        if measure == "correlation":
-            size = len(one)
-            spread = np.outer(one.std(1), other.std(1))
-            gain = np.divide(
-                (one - one.mean(1, keepdims=True)) @ (other - other.mean(1, keepdims=True)).T,
-                spread * 40,
-                out=np.zeros((size, size)),
-                where=spread > 0,
-            )
-        else:
-            gain = -((one[:, None] - other[None]) ** 2).mean(-1)
-        gain = np.abs(gain) if activation == "tanh" else gain
+        ways = [1, -1] if activation == "tanh" else [1]  # a unit of tanh may be turned around
+        gain = np.max([liked(one, way * other, measure) for way in ways], axis=0)
         best = scipy.optimize.linear_sum_assignment(gain, maximize=True)[1]
         rows = np.arange(len(order))
         assert gain[rows, order].sum() == pytest.approx(gain[rows, best].sum(), rel=1e-9)
     assert found.start == "activations"
     moved = hidden(found.params, x, activation)
-    if activation == "tanh" and measure == "correlation":  # signs are those that make correlations positive
+    if activation == "tanh":  # signs are those that make units more alike
         for one, other in zip(hidden(a, x, activation), moved, strict=True):
-            assert all(np.corrcoef(u, v)[0, 1] > 0 for u, v in zip(one, other, strict=True))
+            assert (np.diag(liked(one, other, measure)) > np.diag(liked(one, -other, measure))).all()
 
 
 @pytest.mark.parametrize("measure", ["correlation", "distance"])
@@ -88,6 +89,41 @@ def test_what_was_moved_comes_back(name):
         found = align(sym, params, moved, objective="activations", apply=network.apply, inputs=inputs)
         size = np.sqrt(sum(np.sum(np.square(leaf)) for leaf in jax.tree.leaves(params)))
         assert found.distance < 1e-8 * size
+
+
+def test_signs_that_are_not_seen_are_those_of_weights():
+    """Before batch statistics, which undo the sign of what they normalise, and ReLU: units go together that are alike, not those that are opposite."""
+    x = np.asarray(jax.random.normal(jax.random.key(7), (200, 3)))
+
+    def apply(params, x):
+        z = x @ params["kernel"]
+        z = params["gain"] * (z - z.mean(0)) / jnp.sqrt(z.var(0) + 1e-5) + params["bias"]
+        return jax.nn.relu(z) @ params["last"]
+
+    shapes = {"kernel": (3, 6), "gain": (6,), "bias": (6,), "last": (6, 2)}
+    with jax.enable_x64(True):
+        a, b = (
+            {
+                name: np.asarray(jax.random.normal(jax.random.fold_in(jax.random.key(seed), i), shape))
+                for i, (name, shape) in enumerate(shapes.items())
+            }
+            for seed in range(2)
+        )
+        sym = js.discover(apply, a, x)
+        assert {factor.kind for factor in sym.factors} >= {"permutation", "sign"}
+        found = align(sym, a, b, objective="activations", apply=apply, inputs=(x,))
+    moved = {name: np.asarray(leaf) for name, leaf in found.params.items()}
+    gain = liked(*(normalized(params, x) for params in (a, moved)), "correlation")
+    best = scipy.optimize.linear_sum_assignment(gain, maximize=True)[1]
+    assert np.trace(gain) == pytest.approx(gain[np.arange(6), best].sum(), rel=1e-6)
+    together = (a["kernel"] * moved["kernel"]).sum(0) + a["gain"] * moved["gain"]
+    assert (together >= 0).all()
+
+
+def normalized(params, x):
+    """What units behind batch statistics compute, ``[units, rows]``, by hand."""
+    z = x @ params["kernel"]
+    return np.maximum(params["gain"] * (z - z.mean(0)) / np.sqrt(z.var(0) + 1e-5) + params["bias"], 0).T
 
 
 def test_a_dead_unit_goes_with_what_is_left():
