@@ -269,7 +269,7 @@ def test_a_quick_run_with_options_stays_a_quick_run_and_an_old_page_goes(tmp_pat
 
 
 def test_an_interrupt_leaves_nothing(tmp_path):
-    command = [sys.executable, "-m", "jaxsym", "run", "titanic", "--out", str(tmp_path / "out")]
+    command = [sys.executable, "-m", "jaxsym", "run", "titanic", "--quick", "--out", str(tmp_path / "out")]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ)
     assert process.stdout is not None
     while "networks" not in process.stdout.readline():  # until it trains

@@ -269,11 +269,12 @@ def _plane(data: xr.Dataset) -> Section:
     figure, (ax,) = plots.panels(1, width=7, height=4.8)
     losses = np.maximum(data["plane_loss"].values, FLOOR)
     levels = np.geomspace(losses.min(), losses.max(), 20)
-    filled = ax.contourf(data["x"], data["y"], np.log10(losses), levels=np.log10(levels), cmap="viridis")
+    filled = ax.contourf(data["x"], data["y"], np.log10(losses), levels=np.log10(levels), cmap="viridis", extend="both")
     figure.colorbar(filled, ax=ax, label="training loss (nats), log10")
+    box = {"facecolor": "white", "alpha": 0.75, "edgecolor": "none", "pad": 1}
     for (x, y), name in zip(data["plane_points"].values, data["corner"].values, strict=True):
         ax.plot(x, y, "o", color="white", markeredgecolor="black")
-        ax.annotate(str(name), (x, y), xytext=(5, 5), textcoords="offset points", color="white")
+        ax.annotate(str(name), (x, y), xytext=(5, 5), textcoords="offset points", bbox=box)
     ax.set(xlabel="along the way from the first to the second", ylabel="perpendicular to it", aspect="equal")
     width = int(data["width"][-1])
     return Section(

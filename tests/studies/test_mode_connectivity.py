@@ -197,7 +197,7 @@ def test_the_page_of_every_part(made):
         f"{figures['barrier_activations_cnn_anew']:.3g} by activations, and {figures['midpoint_accuracy_cnn_anew']:.1%} midway"
         in said
     )
-    assert said.count("computed anew") == 1
+    assert said.count("With statistics computed anew") == 1
     barriers, about = sections["Other architectures"].tables
     assert [row[0] for row in barriers.rows] == [
         "ResNet with LayerNorm",
@@ -324,7 +324,7 @@ def test_a_folder_with_the_files_of_mnist(tmp_path):
     with xr.open_dataset(tmp_path / "run" / "results.nc", engine="h5netcdf") as found:
         assert (found.attrs["rows"], found.attrs["other_rows"]) == (128, 128)
         assert bool(found.barrier.notnull().all() & found.other_barrier.notnull().all())
-        assert float(found.architecture_size) > 4000
+        assert found.architecture_size.item() > 3000
 
 
 @pytest.mark.long
