@@ -235,7 +235,7 @@ class Problem:
         total: Any = np.zeros(len(next(iter(leaves.values()))))
         for path in self.real if paths is None else paths:
             apart = (self.a[path] - leaves[path]).reshape(len(total), -1)
-            total -= 0.5 * np.einsum("ij,ij->i", apart, apart, dtype=np.float64)
+            total -= 0.5 * np.einsum("ij,ij->i", apart, apart)
         return total
 
     def solve(

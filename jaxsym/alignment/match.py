@@ -105,10 +105,15 @@ def align(
     expect_group(sym, "align")
     _expect(objective, apply, inputs, measure, key, restarts)
     with jax.enable_x64(True):
-        one, two = (checked(sym, params, f"align: {name}") for name, params in (("a", a), ("b", b)))
+        plan = Plan.of(sym)
+        short = plan.exact and narrow(a) and narrow(b)
+        one, two = (
+            checked(sym, params, f"align: {name}", narrowly=short and plan.finite)
+            for name, params in (("a", a), ("b", b))
+        )
         frames = [balanced(sym, leaves) for leaves in (one, two)]
-        plan, ends = Plan.of(sym), [Walks.begun(sym, [own], [g]) for own, g in zip((one, two), frames, strict=True)]
-        if plan.exact and all(narrow(params) for params in (a, b)):
+        ends = [Walks.begun(sym, [own], [g]) for own, g in zip((one, two), frames, strict=True)]
+        if short and not plan.finite:
             ends = [end.narrowed() for end in ends]
         problem, walks = Problem(sym, ends[0].leaves), ends[1]
         if objective == "activations" and apply is not None:
@@ -131,7 +136,9 @@ def align(
             element = sym.compose(sym.inverse(frames[0]), walks.elements[0])
             element = closest(sym, one, two, element) if nearest else element
             moved = sym.leaves(sym.act(element, two))
-        distance = float(np.sqrt(sum(np.sum((one[path] - moved[path]) ** 2) for path in problem.real)))
+        distance = float(
+            np.sqrt(sum(np.sum((one[path] - moved[path]) ** 2, dtype=np.float64) for path in problem.real))
+        )
     return Alignment(shown(element), restored(b, moved), distance, np.array(history), start)
 
 
@@ -178,7 +185,7 @@ def restored(params: PyTree, leaves: Leaves) -> PyTree:
 
 def narrow(params: PyTree) -> bool:
     """Whether there is nothing in float64."""
-    return all(leaf.dtype != np.float64 for leaf in map(np.asarray, jax.tree.leaves(params)))
+    return all(np.asarray(leaf).dtype != np.float64 for leaf in jax.tree.leaves(params))
 
 
 def shown(element: Iterable[Any]) -> Element:
@@ -187,14 +194,16 @@ def shown(element: Iterable[Any]) -> Element:
     return tuple(jax.device_put([part.astype(wide) if floating(part) else part for part in map(np.asarray, element)]))
 
 
-def checked(sym: Symmetry, params: PyTree, name: str) -> Leaves:
-    """The leaves on the host, in float64; refuses those of another network, NaN and infinity."""
+def checked(sym: Symmetry, params: PyTree, name: str, *, narrowly: bool = False) -> Leaves:
+    """The leaves on the host, in float64, or float32 if asked for; refuses those of another network, NaN and infinity."""
     try:
-        leaves = jax.device_get(sym.leaves(params))
+        leaves = sym.leaves(jax.tree.map(np.asarray, params))
     except ValueError as error:
         msg = f"{name}: {error} Networks of two widths have no group in common: train both with one architecture."
         raise ValueError(msg) from error
-    for path, leaf in leaves.items():
-        if floating(leaf):
-            expect_finite(f"{name}: {path}", leaf)
-    return {path: leaf.astype(np.float64) if floating(leaf) else leaf for path, leaf in leaves.items()}
+    dtype = np.float32 if narrowly else np.float64
+    real = {path for path, leaf in leaves.items() if floating(leaf)}
+    for path in real:
+        if not np.isfinite(leaves[path]).all():
+            expect_finite(f"{name}: {path}", leaves[path])
+    return {path: leaf.astype(dtype, copy=False) if path in real else leaf for path, leaf in leaves.items()}
