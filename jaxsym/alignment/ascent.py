@@ -183,8 +183,7 @@ class Walks:
         return Walks(self.sym, chosen, [self.elements[i] for i in which])
 
     def put(self, which: Sequence[int] | Int[np.ndarray, " some"], walks: "Walks") -> None:
-        """Some networks are where others are."""
-        self.leaves = {path: leaf.copy() for path, leaf in self.leaves.items()}
+        """Some networks are where others are; in place."""
         for place, i in enumerate(which):
             self.elements[i] = walks.elements[place]
             for path, leaf in self.leaves.items():

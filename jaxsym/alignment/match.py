@@ -202,7 +202,7 @@ def checked(sym: Symmetry, params: PyTree, name: str, *, narrowly: bool = False)
         msg = f"{name}: {error} Networks of two widths have no group in common: train both with one architecture."
         raise ValueError(msg) from error
     dtype = np.float32 if narrowly else np.float64
-    real = {path for path, leaf in leaves.items() if floating(leaf)}
+    real = [path for path, leaf in leaves.items() if floating(leaf)]
     for path in real:
         if not np.isfinite(leaves[path]).all():
             expect_finite(f"{name}: {path}", leaves[path])

@@ -18,6 +18,8 @@ from jaxsym.symmetry.units import Leaves, floating
 
 ROUNDS = 50
 """Over all networks, at most."""
+SETTLED = 1e-4
+"""A round that gains less than this part of what is left is the last."""
 
 
 class Merge(NamedTuple):
@@ -105,12 +107,15 @@ def merge(
         walks.put(rest, found)
         history = [_spread(walks, share)]
         while reference is None and len(history) <= ROUNDS:
+            mean = _mean(walks.leaves, share)
             for i in range(len(given)):
-                others, walk = np.delete(every, i), walks[[i]]
-                problem.towards(stack([_mean(walks[others].leaves, share[others])])).ascend(walk)
+                walk = walks[[i]]
+                problem.towards(stack([_without(mean, walk.leaves, share[i])])).ascend(walk)
+                change = {path: walk.leaves[path][0] - walks.leaves[path][i] for path in problem.real}
+                mean |= {path: mean[path] + share[i] * moved for path, moved in change.items()}
                 walks.put([i], walk)
             history.append(_spread(walks, share))
-            if history[-2] - history[-1] <= 1e-9 * history[0]:
+            if history[-2] - history[-1] <= SETTLED * history[-1]:
                 break
         elements = walks.elements
         if reference is not None:
@@ -131,6 +136,11 @@ def _mean(leaves: Leaves, share: np.ndarray) -> Leaves:
     """Weighted, over the leading axis; leaves that hold no real numbers are those of the first."""
     parts = share / share.sum()
     return {path: np.tensordot(parts, leaf, 1) if floating(leaf) else leaf[0] for path, leaf in leaves.items()}
+
+
+def _without(mean: Leaves, one: Leaves, part: float) -> Leaves:
+    """The average of all others."""
+    return {path: (leaf - part * one[path][0]) / (1 - part) if floating(leaf) else leaf for path, leaf in mean.items()}
 
 
 def _spread(walks: Walks, share: np.ndarray) -> float:
