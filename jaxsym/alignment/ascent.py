@@ -29,7 +29,7 @@ from jaxsym.symmetry.units import Leaves, Parts, floating, framed, slots
 PASSES = 100
 """Over all blocks, at most."""
 SETTLED = 1e-3
-"""A pass that gains less than this part of what is left is the last."""
+"""A pass that gains less than this part of what is left is the last, where nothing else is said."""
 ROUNDING = 1e4
 """A step that gains less than so many roundings of what it moves gains nothing."""
 MOORED = 8
@@ -243,6 +243,7 @@ class Problem:
         networks: Sequence[Leaves],
         canonical: Callable[[], Sequence[Element]] | None = None,
         further: Sequence[Element] = (),
+        settled: float = SETTLED,
     ) -> tuple[Walks, list[list[float]], list[str]]:
         """The best of several starts: the networks that were moved, the values on their ways, and where each began.
 
@@ -259,12 +260,12 @@ class Problem:
             starts[f"restart {number}"] = Walks.begun(self.sym, networks, elements)
         names, ways = list(starts), [walk.copy() for walk in starts.values()]
         if self.plan.entangled or further:
-            histories = [self.ascend(way) for way in ways]
+            histories = [self.ascend(way, settled=settled) for way in ways]
             winners = np.argmax([[history[-1] for history in each] for each in histories], axis=0)
             return _chosen(ways, winners), [histories[k][i] for i, k in enumerate(winners)], [names[k] for k in winners]
         values = np.array([self.values(way.leaves) for way in ways])
         winners, chosen = values.argmax(axis=0), _chosen(ways, values.argmax(axis=0))
-        return chosen, self.ascend(chosen, values.max(axis=0)), [names[k] for k in winners]
+        return chosen, self.ascend(chosen, values.max(axis=0), settled), [names[k] for k in winners]
 
     def _compact(self, element: Element) -> Element:
         """The permutations, signs and rotations of an element alone; of a change of basis the rotation that is in it."""
@@ -276,7 +277,9 @@ class Problem:
                 parts[block.turn] = left @ right
         return tuple(parts)
 
-    def ascend(self, walks: Walks, values: Float[np.ndarray, " networks"] | None = None) -> list[list[float]]:
+    def ascend(
+        self, walks: Walks, values: Float[np.ndarray, " networks"] | None = None, settled: float = SETTLED
+    ) -> list[list[float]]:
         """Move block after block until a pass gains nothing more; the values of each network's objective, the first of which may be known.
 
         Blocks that share no leaf do not see one another: one after the other is the same as at once.
@@ -295,7 +298,7 @@ class Problem:
             before, values = values, np.maximum(values, self.values(walks.leaves))  # where it falls it is by rounding
             for i in np.flatnonzero(going):
                 history[i].append(float(values[i]))
-            going &= values - before > -SETTLED * values
+            going &= values - before > -settled * values
             if not going.any() or not any(stale.values()):
                 break
         return history

@@ -18,7 +18,7 @@ from jaxsym.symmetry.units import Leaves, floating
 
 ROUNDS = 50
 """Over all networks, at most."""
-SETTLED = 1e-4
+SETTLED = 1e-5
 """A round that gains less than this part of what is left is the last."""
 
 
@@ -103,6 +103,7 @@ def merge(
             walks[rest],
             [given[i] for i in rest],
             lambda: [canonical_start(sym, frames[centre], given[centre], given[i]) for i in rest],
+            settled=0.0,
         )
         walks.put(rest, found)
         history = [_spread(walks, share)]
@@ -110,7 +111,7 @@ def merge(
             mean = _mean(walks.leaves, share)
             for i in range(len(given)):
                 walk = walks[[i]]
-                problem.towards(stack([_without(mean, walk.leaves, share[i])])).ascend(walk)
+                problem.towards(stack([_without(mean, walk.leaves, share[i])])).ascend(walk, settled=0.0)
                 change = {path: walk.leaves[path][0] - walks.leaves[path][i] for path in problem.real}
                 mean |= {path: mean[path] + share[i] * moved for path, moved in change.items()}
                 walks.put([i], walk)

@@ -129,8 +129,8 @@ def moves(sym: Symmetry, net: Network, a: PyTree, b: PyTree, train: Rows) -> dic
     inputs = (train.inputs,)
     moved = {
         "naive": b,
-        "permutations": align(permutations(sym), a, b).params,
-        "weights": align(sym, a, b).params,
+        "permutations": align(permutations(sym), a, b, settled=0.0).params,
+        "weights": align(sym, a, b, settled=0.0).params,
         "activations": align(sym, a, b, objective="activations", apply=net.training, inputs=inputs).params,
     }
     return moved if net.restated is None else {name: net.restated(one, *inputs) for name, one in moved.items()}

@@ -192,6 +192,21 @@ def test_the_objective_never_falls(seed):
     assert found.distance <= straight * (1 + 1e-6)
 
 
+def test_going_on_until_nothing_moves():
+    """Never ends further away, and where no block can gain: another alignment from there stays."""
+    closer = 0
+    for seed in range(10):
+        _, sym, a = mlp((3, 12, 12, 12, 2), "tanh", key=seed)
+        _, _, b = mlp((3, 12, 12, 12, 2), "tanh", key=seed + 100)
+        found, whole = align(sym, a, b), align(sym, a, b, settled=0.0)
+        assert whole.distance <= found.distance * (1 + 1e-12)
+        closer += whole.distance < found.distance
+        again = align(sym, a, whole.params, settled=0.0)
+        assert len(again.history) == 2 or again.start != "identity"
+        assert again.distance <= whole.distance * (1 + 1e-12)
+    assert closer
+
+
 class TestWhatIsRefused:
     def test_another_architecture(self):
         _, sym, a = mlp((3, 5, 2), "relu")
@@ -207,6 +222,12 @@ class TestWhatIsRefused:
         b["params"]["Dense_0"]["kernel"][0, 0] = np.nan
         with pytest.raises(ValueError, match=r"align: b: params/Dense_0/kernel .* has 1 entries that are NaN"):
             align(sym, a, b)
+
+    @pytest.mark.parametrize("settled", [-1.0, 1.0, np.nan])
+    def test_settled_that_is_no_part(self, settled):
+        _, sym, a = mlp((3, 5, 2), "relu")
+        with pytest.raises(ValueError, match=r"align: settled is .*, expected a part of what is left, from 0"):
+            align(sym, a, a, settled=settled)
 
     def test_no_group(self):
         with pytest.raises(TypeError, match="align: sym is of type str"):
