@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import matplotlib.colors
+import matplotlib.ticker
 import numpy as np
 import xarray as xr
 from matplotlib.figure import Figure
@@ -266,11 +268,14 @@ def _merging(data: xr.Dataset, summary: Mapping[str, Any]) -> Section:
 
 
 def _plane(data: xr.Dataset) -> Section:
-    figure, (ax,) = plots.panels(1, width=7, height=4.8)
+    figure, (ax,) = plots.panels(1, width=7, height=5.4)
+    figure.set_layout_engine("tight")  # the other one cuts labels beside axes of equal scale
     losses = np.maximum(data["plane_loss"].values, FLOOR)
     levels = np.geomspace(losses.min(), losses.max(), 20)
-    filled = ax.contourf(data["x"], data["y"], np.log10(losses), levels=np.log10(levels), cmap="viridis", extend="both")
-    figure.colorbar(filled, ax=ax, label="training loss (nats), log10")
+    norm = matplotlib.colors.LogNorm(losses.min(), losses.max())
+    filled = ax.contourf(data["x"], data["y"], losses, levels=levels, norm=norm, cmap="viridis", extend="both")
+    ticks = matplotlib.ticker.LogLocator(subs=(1, 2, 5))
+    figure.colorbar(filled, ax=ax, label="training loss (nats)", ticks=ticks, format="{x:g}", shrink=0.8)
     box = {"facecolor": "white", "alpha": 0.75, "edgecolor": "none", "pad": 1}
     for (x, y), name in zip(data["plane_points"].values, data["corner"].values, strict=True):
         ax.plot(x, y, "o", color="white", markeredgecolor="black")
@@ -284,7 +289,7 @@ def _plane(data: xr.Dataset) -> Section:
             Picture(
                 "plane",
                 figure,
-                "The second network and the moved one are the same function.",
+                f"The second network and the moved one are the same function. What is below {FLOOR:g} is drawn there.",
                 "Contours of the training loss on the plane through two networks and the second one after it was moved onto the first.",
             )
         ],
