@@ -14,6 +14,7 @@ from rich.progress import track
 from rich.table import Table
 
 import jaxsym as js
+from jaxsym.catalogue import find
 from jaxsym.symmetry.group import readable
 from jaxsym.symmetry.verify import perturbed, wide
 from tests.symmetry.networks import BUILDERS
@@ -24,7 +25,7 @@ BOUND = 1e-9
 
 def recovered(name: str, elements: int) -> tuple[list[str], float]:
     """A row of the table, and the largest deviation."""
-    network = BUILDERS[name]()
+    network = find(BUILDERS, name, "network")()
     sym = js.discover(network.apply, network.params, *network.inputs)
     params = jax.device_get(perturbed(jax.random.key(3), wide(network.params), 1.0))
     largest = max(np.abs(leaf).max(initial=0) for leaf in jax.tree.leaves(params))

@@ -24,7 +24,7 @@ from jaxsym.alignment.blocks import (
     sortings,
 )
 from jaxsym.symmetry.group import Element, Symmetry
-from jaxsym.symmetry.units import Leaves, Parts, floating, framed, slots
+from jaxsym.symmetry.units import GOLDEN, Leaves, Parts, floating, framed, slots, spread
 
 PASSES = 100
 """Over all blocks, at most."""
@@ -454,18 +454,57 @@ class Problem:
             walks.go([parts], self.along([parts], walks.leaves))
 
     def _anchored(self, walks: Walks) -> Walks:
-        """After block upon block by what is known of it: the leaves that no block moves which is still to come."""
-        walks = walks.copy()
+        """After block upon block by what is known of it: the leaves that no block moves which is still to come, but for units that could not be told apart."""
+        walks, clear = walks.copy(), self
         for block, known in self.plan.anchored:
-            found = self._scores(block, walks.leaves, known)
+            found = clear._scores(block, walks.leaves, known)
             parts: Parts = {}
             if found is not None:
                 parts = best(block, found)
+                clear = clear._without(block, clear._doubtful(block, known))
             elif block.mover is not None and (order := self._order(block, self._framed(walks.leaves))) is not None:
                 parts = {block.mover: order}
             if parts:
                 walks.go([parts], self.along([parts], walks.leaves))
         return walks
+
+    def _doubtful(self, block: Block, known: Iterable[str]) -> Bool[np.ndarray, "networks *copies n"] | None:
+        """The units of the networks that stay of which nothing is known, not their sign, or the same as of another one; told by a number for each."""
+        if block.turn is not None or block.mover is None:
+            return None
+        sizes, marks = [0.0, 0.0], [0.0, 0.0]
+        for number, place in enumerate(self.plan.places[block]):
+            if place.path in self.real and place.path in known:
+                units = self._stayed(place)
+                line = 0.5 + ((1 + number + np.arange(units.shape[-1])) * GOLDEN) % 1
+                sizes[place.odd] = sizes[place.odd] + (units**2).sum(-1)
+                marks[place.odd] = marks[place.odd] + (1 + number) * (units @ line.astype(units.dtype))
+        size, mark = np.asarray(sizes[0] + sizes[1]), np.asarray(marks[0] + np.abs(marks[1]))
+        tied = 4 * np.finfo(size.dtype).eps
+        nothing = (size if block.sign is None else sizes[1]) <= tied**2 * size.max(-1, keepdims=True)
+        order = np.argsort(mark, axis=-1)
+        ascending = np.take_along_axis(mark, order, axis=-1)
+        same = np.diff(ascending, axis=-1) <= tied * np.abs(mark).max(-1, keepdims=True)
+        edge = np.zeros_like(nothing[..., :1])
+        both = np.concatenate([edge, same], axis=-1) | np.concatenate([same, edge], axis=-1)
+        return nothing | np.take_along_axis(both, np.argsort(order, axis=-1), axis=-1)
+
+    def _without(self, block: Block, doubtful: Bool[np.ndarray, "networks *copies n"] | None) -> "Problem":
+        """The same problem, in which some units say nothing."""
+        if doubtful is None or not doubtful.any():
+            return self
+        seen = dict(self.seen)
+        for place in self.plan.places[block]:
+            leaf, shape = seen[place.path], self.sym.shapes[place.path]
+            seen[place.path] = np.stack(
+                [
+                    one * spread(np.where(own, 0.0, 1.0), place.slot, shape, 1.0)
+                    for one, own in zip(leaf, doubtful, strict=True)
+                ]
+            ).astype(leaf.dtype)
+        other = self.towards(self.a)
+        other.seen = seen
+        return other
 
 
 def _gained(block: Block, found: Scores, parts: Parts) -> Bool[np.ndarray, " networks"]:

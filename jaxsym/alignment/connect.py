@@ -1,6 +1,7 @@
 """Paths between networks: the straight line and its barrier, curves inside an orbit, trained curves between two minima, and planes through three."""
 
 import functools
+import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -66,7 +67,7 @@ def barrier(loss: Loss, a: PyTree, b: PyTree, num: int = 25) -> Barrier:
     Raises
     ------
     ValueError
-        If the networks differ in a leaf or its shape, or ``num`` is less than 3.
+        If the networks differ in a leaf or its shape, the loss is no scalar, or ``num`` is less than 3.
 
     Notes
     -----
@@ -82,6 +83,10 @@ def barrier(loss: Loss, a: PyTree, b: PyTree, num: int = 25) -> Barrier:
     _same("barrier", a, b)
     if num < 3:
         msg = f"barrier: num is {num}, expected at least 3 points: the two ends and one between."
+        raise ValueError(msg)
+    shape = jax.eval_shape(loss, a)
+    if getattr(shape, "shape", None) != ():
+        msg = f"barrier: loss returned {shape}, expected a scalar: take the mean over the rows."
         raise ValueError(msg)
     ts = jnp.linspace(0, 1, num)
     losses = jax.lax.map(lambda t: loss(between(a, b, t)), ts)
@@ -239,6 +244,7 @@ def curve(
     True
     """
     _same("curve", a, b)
+    expect_keyed("curve", loss)
     tool = optax.adam(1e-2) if optimizer is None else optimizer
 
     def at(middle: PyTree, key: Array) -> Float[Array, ""]:
@@ -317,6 +323,20 @@ def _inner(one: PyTree, other: PyTree) -> Float[Array, ""]:
     return sum(
         (jnp.vdot(x, y) for x, y in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)), jnp.zeros(())
     )
+
+
+def expect_keyed(who: str, loss: Any) -> None:
+    """Refuse what is no function of parameters and a key."""
+    if not callable(loss):
+        msg = f"{who}: loss is of type {type(loss).__name__}, expected a function loss(params, key)."
+        raise TypeError(msg)
+    try:
+        inspect.signature(loss).bind(None, None)
+    except ValueError:  # it has none to show
+        return
+    except TypeError as error:
+        msg = f"{who}: loss{inspect.signature(loss)} does not take (params, key): {error}; a loss without a key is lambda params, key: loss(params)."
+        raise TypeError(msg) from error
 
 
 def _same(who: str, a: PyTree, b: PyTree) -> None:

@@ -27,7 +27,7 @@ def unstacked(shapes: Mapping[str, tuple[int, ...]], stacked: PyTree, who: str) 
             raise ValueError(msg)
     sizes = set(counts.values())
     if len(sizes) != 1 or max(sizes) < 2:
-        msg = f"{who}: got {', '.join(map(str, sorted(sizes))) or 'no'} network(s), expected the same number, two or more, in every leaf."
+        msg = f"{who}: got {', '.join(map(str, sorted(sizes))) or 'no'} network(s), expected the same number, two or more, in every leaf: stack the networks, jax.tree.map(lambda *leaves: jnp.stack(leaves), one, another)."
         raise ValueError(msg)
     host = jax.device_get(stacked)
     return [jax.tree.map(lambda leaf, i=i: leaf[i], host) for i in range(sizes.pop())]

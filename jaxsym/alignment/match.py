@@ -152,7 +152,7 @@ def _expect(objective: str, apply: Any, inputs: Any, measure: str, key: Any, res
         if value not in known:
             msg = f"align: {name} is {value!r}, expected {' or '.join(map(repr, known))}."
             raise ValueError(msg)
-    if objective == "activations" and (not callable(apply) or not inputs):
+    if objective == "activations" and (not callable(apply) or inputs is None):
         msg = "align: activations need apply, the network's function, and inputs, a tuple of what it is given."
         raise ValueError(msg)
     if not 0 <= settled < 1:

@@ -57,8 +57,8 @@ def merge(
         The number of a network that stays, and onto which all others are moved. When None, each network in turn is moved onto the average of all others until
         nothing moves, and the result lies where rescalings are balanced.
     apply, inputs
-        With the function and inputs, ``apply(params, *inputs)``, as a tuple, or a list of tuples, batches of one shape: running statistics of the average, if there are
-        any, are those of these inputs (:func:`jaxsym.alignment.reestimated`).
+        With the function and inputs, ``apply(params, *inputs)``, as a tuple, or a list of tuples, batches of one shape: running statistics of the average
+        are those of these inputs (:func:`jaxsym.alignment.reestimated`). The group must then be that of the network in training, where each batch has its own statistics.
     repair
         Before that, bring hidden units to the spread that they have in the networks (:func:`jaxsym.alignment.repaired`).
 
@@ -66,7 +66,7 @@ def merge(
     ------
     TypeError, ValueError
         If ``sym`` is no group, there is one network only, the parameters do not fit the group or are not finite, the weights or the reference are none, or
-        there is something to mend and no function or no inputs.
+        there is something to mend and no function or no inputs, or there are no running statistics, or the group is none when they are computed anew.
 
     Notes
     -----
@@ -124,7 +124,7 @@ def merge(
         moved = Walks.begun(sym, given, elements).leaves
     average = restored(networks[centre], _mean(moved, share))
     if apply is not None and inputs is not None:
-        average = mended(apply, average, tree.put(stacked, moved), inputs, share, repair=repair)
+        average = mended(apply, average, tree.put(stacked, moved), inputs, share, given=stacked, repair=repair)
     parts = tuple(np.stack(parts) for parts in zip(*elements, strict=True))
     return Merge(
         average,

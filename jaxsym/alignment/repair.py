@@ -15,6 +15,8 @@ from jaxsym.symmetry.layers import Leaf, Network, Units
 from jaxsym.symmetry.trace import trace
 from jaxsym.symmetry.units import Leaves, close, floating
 
+KEPT = 1e-3
+"""Outputs that differ by less than this part of the largest are the same, in the precision in which networks are given."""
 Inputs = tuple[Any, ...] | list[tuple[Any, ...]]
 Moments = list[tuple[Float[np.ndarray, " units"], Float[np.ndarray, " units"]]]
 
@@ -62,12 +64,7 @@ def reestimated(apply: Callable[..., Any], params: PyTree, inputs: Inputs) -> Py
     rows = _expected(apply, params, inputs, "reestimated")
     found = _reestimated(apply, params, rows)
     if found is None:
-        msg = (
-            "reestimated: no running statistics in apply(params, *inputs): looked for two leaves, each used once and outside of loops, in"
-            " (x - mean) / sqrt(variance + epsilon), where x depends on the inputs and has more entries than the leaves."
-            " Pass the function in evaluation (use_running_average=True), and more than one row."
-        )
-        raise ValueError(msg)
+        raise ValueError(_nothing("reestimated"))
     return found
 
 
@@ -158,14 +155,58 @@ def repaired(
 
 
 def mended(
-    apply: Callable[..., Any], params: PyTree, networks: PyTree, inputs: Inputs, weights: Any, *, repair: bool
+    apply: Callable[..., Any],
+    params: PyTree,
+    networks: PyTree,
+    inputs: Inputs,
+    weights: Any,
+    *,
+    given: PyTree,
+    repair: bool,
 ) -> PyTree:
-    """An average with running statistics of its own, if it keeps any; repaired before, when asked for."""
+    """An average of networks with running statistics of its own, if it keeps any; repaired before, when asked for.
+
+    Refuses networks that were moved from ``given`` by what is no symmetry when statistics are computed anew.
+    """
     rows = _expected(apply, params, inputs, "merge")
     if repair:
         params = repaired(apply, params, networks, inputs, weights)
     found = _reestimated(apply, params, rows)
-    return params if found is None else found
+    if found is None:
+        if not repair:
+            raise ValueError(_nothing("merge"))
+        return params
+    for number in range(2):
+        one, other = (jax.tree.map(lambda leaf: leaf[number], several) for several in (given, networks))  # noqa: B023
+        apart, size = _apart(apply, one, other, rows)
+        if apart > KEPT * size:
+            msg = (
+                f"merge: with running statistics computed anew, network {number} computes something else once it is moved (by {apart / size:.1g} of its outputs): this"
+                " group is that of fixed statistics. Discover the group in training, where each batch has its own, as"
+                " discover(lambda params, x: net.apply(params, x, train=True, mutable=['batch_stats'])[0], params, x), or leave out apply and inputs."
+            )
+            raise ValueError(msg)
+    return found
+
+
+def _apart(apply: Callable[..., Any], one: PyTree, other: PyTree, rows: Batches) -> tuple[float, float]:
+    """The largest difference of the outputs of two networks, each with statistics of its own, and the largest output."""
+    with jax.enable_x64(True):
+        ends = [tree.put(each, _wide(_reestimated(apply, each, rows))) for each in (one, other)]
+        inputs = jax.tree.map(np.asarray, rows[0])
+        first, second = (jax.tree.leaves(jax.device_get(apply(end, *inputs))) for end in ends)
+    pairs = list(zip(first, second, strict=True))
+    return tuple(
+        max(float(np.abs(side).max(initial=0)) for side in sides) for sides in ([x - y for x, y in pairs], first)
+    )  # type: ignore[return-value]
+
+
+def _nothing(who: str) -> str:
+    return (
+        f"{who}: no running statistics in apply(params, *inputs): looked for two leaves, each used once and outside of loops, in"
+        " (x - mean) / sqrt(variance + epsilon), where x depends on the inputs and has more entries than the leaves."
+        " Pass the function in evaluation (use_running_average=True), and more than one row."
+    )
 
 
 def _expected(apply: Callable[..., Any], params: PyTree, inputs: Inputs, who: str) -> Batches:

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, PyTree
 
 from jaxsym import tree
 from jaxsym.alignment.ascent import Problem, Walks, stack
-from jaxsym.alignment.connect import between
+from jaxsym.alignment.connect import between, expect_keyed
 from jaxsym.alignment.match import Alignment, align, balanced, checked, restored, shown
 from jaxsym.symmetry.checks import expect_group
 from jaxsym.symmetry.group import Element, Symmetry
@@ -154,9 +154,7 @@ def _only(leaves: Leaves) -> Leaves:
 
 
 def _expect(loss: Any, steps: Any) -> None:
-    if not callable(loss):
-        msg = f"straight_through: loss is of type {type(loss).__name__}, expected a function loss(params, key)."
-        raise TypeError(msg)
+    expect_keyed("straight_through", loss)
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
         msg = f"straight_through: steps is {steps!r}, expected a number from 1 on."
         raise ValueError(msg)

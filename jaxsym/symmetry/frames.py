@@ -20,7 +20,7 @@ from jaxtyping import Array, Float
 
 from jaxsym.symmetry.factors import Slot
 from jaxsym.symmetry.group import Symmetry
-from jaxsym.symmetry.host import namespace
+from jaxsym.symmetry.host import index, namespace
 from jaxsym.symmetry.units import Leaves, Parts, act, close, cover, framed, gathered, labels, numbers, slots, spread
 
 
@@ -356,7 +356,7 @@ def edges(sym: Symmetry, some: Sequence[int], loose: Sequence[int] = ()) -> list
 
 def _tap(leaves: Leaves, edge: Edge) -> Any:
     """The entries of a leaf between two kinds of units, ``[units, other units, taps]``."""
-    return leaves[edge.path].ravel()[edge.where]
+    return leaves[edge.path].ravel()[index(edge.where, leaves[edge.path])]
 
 
 def ways(edge: Edge, leaves: Leaves) -> list[tuple[tuple[int, int], tuple[int, int], Any]]:

@@ -19,6 +19,7 @@ from jaxtyping import Array, Float, PyTree
 from jaxsym import tree
 from jaxsym.symmetry import draws, specs
 from jaxsym.symmetry.factors import CATALOGUE, Factor, Kind, Slot
+from jaxsym.symmetry.host import index
 
 Element = tuple[Array, ...]
 AFFINE = ("translation", "phase")
@@ -125,13 +126,14 @@ class Symmetry:
         sym = cls(factors, (), {path: np.shape(leaf) for path, leaf in tree.leaves(params).items()})
         if apply is None:
             return sym
-        named = [_names(factor) for factor in factors]
-        drawn = sym.element(np.zeros(0), draws.uniform(jax.random.key(0), sum(factor.size for factor in factors)))
-        only = [
-            tuple(part if i == j else still for j, (part, still) in enumerate(zip(drawn, sym.still(), strict=True)))
-            for i in range(len(factors))
-        ]
-        specs.refute(apply, params, inputs, [functools.partial(sym.act, g) for g in only], named)
+        moves, named = [], []
+        for i, factor in enumerate(factors):
+            rows = np.arange(factor.size)
+            for order in (np.roll(rows, 1), np.concatenate([rows[:2][::-1], rows[2:]])):  # these two make all of them
+                g: Any = tuple(order if i == j else still for j, still in enumerate(sym.still()))
+                moves.append(functools.partial(sym.act, g))
+                named.append(_names(factor))
+        specs.refute(apply, params, inputs, moves, named)
         return dataclasses.replace(sym, verified=True)
 
     @property
@@ -417,7 +419,7 @@ def _move(leaf: Array, slot: Slot, act: Any, gains: Array | None = None) -> Arra
     first = leaf.transpose(order)
     flat = first.reshape(math.prod(first.shape[: len(slot.axes)]), -1)
     every = slot.fills(len(flat))
-    units = flat if every else flat[slot.where]  # [*copies, size, rest on these axes, all other axes]
+    units = flat if every else flat[index(slot.where, flat)]  # [*copies, size, rest on these axes, all other axes]
     moved = act(units.reshape(*slot.where.shape[:-1], -1)).reshape(units.shape)
     if every:
         result = moved.astype(leaf.dtype)
@@ -425,7 +427,7 @@ def _move(leaf: Array, slot: Slot, act: Any, gains: Array | None = None) -> Arra
         result = flat.copy()
         result[slot.where] = moved
     else:
-        result = jnp.asarray(flat).at[slot.where].set(moved.astype(leaf.dtype))
+        result = jnp.asarray(flat).at[index(slot.where, moved)].set(moved.astype(leaf.dtype))
     return result.reshape(first.shape).transpose([order.index(axis) for axis in range(leaf.ndim)])
 
 

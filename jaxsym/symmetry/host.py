@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.linalg
 import scipy.special
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from jaxsym.symmetry.trace import Equation
 
@@ -16,6 +16,11 @@ from jaxsym.symmetry.trace import Equation
 def namespace(*arrays: Any) -> Any:
     """NumPy where all arrays are NumPy's, so that nothing compiles on the host; ``jax.numpy`` otherwise."""
     return np if all(isinstance(array, np.ndarray | np.generic) for array in arrays) else jnp
+
+
+def index(where: Int[np.ndarray, "..."], tensor: Any) -> Int[np.ndarray, "..."]:
+    """Positions in a tensor: in one of JAX's in 32 bits and made anew, because it keeps an index once converted, at the precision switched on then."""
+    return where if isinstance(tensor, np.ndarray) else where.astype(np.int32)
 
 
 def run(equation: Equation, inputs: list[Array]) -> Any:

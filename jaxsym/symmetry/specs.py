@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import PyTree
+from jaxtyping import Array, PyTree
 
 from jaxsym import tree
 from jaxsym.symmetry.factors import Factor, Slot
@@ -73,15 +73,26 @@ def refute(
         outputs = jax.tree.leaves(apply(point, *seen))
         for move, name in zip(moves, named, strict=True):
             changed = jax.tree.leaves(apply(move(point), *seen))
-            apart = max(
-                float(jnp.abs(x - y).max() / jnp.abs(x).max()) for x, y in zip(outputs, changed, strict=True) if x.size
-            )
+            apart = max((_apart(x, y) for x, y in zip(outputs, changed, strict=True)), default=0.0)
             if not apart <= WRONG:
                 msg = (
                     f"from_spec: {name} changes the function, by {apart:.1g} of its outputs: it is no symmetry of apply. Look for a leaf that"
                     " it leaves out, a wrong axis, or units that may not be mixed, such as those of different heads; jaxsym.discover finds the right ones."
                 )
                 raise ValueError(msg)
+
+
+def _apart(one: Array, other: Array) -> float:
+    """How far two outputs are apart, beside what most entries are like: a mask of -1e9 hides nothing."""
+    first, second = (np.asarray(side, float).ravel() for side in (one, other))
+    same = first == second  # infinities, too
+    if same.all():
+        return 0.0
+    with np.errstate(invalid="ignore"):
+        change = np.where(same, 0, np.abs(first - second))
+    sizes = np.abs(first[np.isfinite(first) & (first != 0)])
+    typical = np.median(sizes) if sizes.size else 1.0
+    return float((change / np.maximum(np.minimum(np.abs(first), np.abs(second)), typical)).max())
 
 
 def _axes(spec: Any, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Sequence[str | None]]:

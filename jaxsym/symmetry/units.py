@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxsym.symmetry.factors import Factor, Slot
 from jaxsym.symmetry.group import Symmetry
-from jaxsym.symmetry.host import namespace
+from jaxsym.symmetry.host import index, namespace
 
 TURNS = ("orthogonal", "general_linear")
 """The kinds of which a choice of axes, and of their signs, is left when all is balanced."""
@@ -30,7 +30,7 @@ def gathered(leaf: Any, slot: Slot) -> Any:
     """The units of one slot, ``[*copies, size, rest]``, of a leaf in JAX or NumPy."""
     rest = [axis for axis in range(leaf.ndim) if axis not in slot.axes]
     flat = leaf.transpose((*slot.axes, *rest)).reshape(math.prod(leaf.shape[i] for i in slot.axes), -1)
-    return (flat if slot.fills(len(flat)) else flat[slot.where]).reshape(*slot.where.shape[:-1], -1)
+    return (flat if slot.fills(len(flat)) else flat[index(slot.where, flat)]).reshape(*slot.where.shape[:-1], -1)
 
 
 def spread(values: Any, slot: Slot, shape: tuple[int, ...], fill: float) -> Any:
@@ -43,7 +43,7 @@ def spread(values: Any, slot: Slot, shape: tuple[int, ...], fill: float) -> Any:
         flat = np.full(math.prod(sizes), fill, values.dtype)
         flat[where] = values[..., None]
     else:
-        flat = jnp.full(math.prod(sizes), fill, values.dtype).at[where].set(values[..., None])
+        flat = jnp.full(math.prod(sizes), fill, values.dtype).at[index(where, values)].set(values[..., None])
     ordered = flat.reshape(sizes).transpose(np.argsort(slot.axes).astype(int))
     return ordered.reshape([size if axis in slot.axes else 1 for axis, size in enumerate(shape)])
 

@@ -338,17 +338,34 @@ def test_merged_networks_with_norms():
     )
 
 
-@pytest.mark.parametrize("repair", [False, True])
-def test_merging_without_norms_only_repairs(repair):
+def test_merging_without_norms_repairs_or_is_refused():
     net, networks, x = mlp("tanh", (4, 1))
     weights = [1.0, 2.0, 3.0]
     sym = js.discover(net.apply, pick(networks, 0), x)
-    found = merge(sym, networks, weights, apply=net.apply, inputs=[(x[:20],), (x[20:],)], repair=repair)
+    found = merge(sym, networks, weights, apply=net.apply, inputs=[(x[:20],), (x[20:],)], repair=True)
     moved = jax.vmap(sym.act)(found.elements, networks)
-    expected = average(moved, weights)
-    if repair:
-        expected = repaired(net.apply, expected, moved, (x,), weights)
-    alike(found.params, expected, rtol=1e-9, atol=1e-12)
+    alike(found.params, repaired(net.apply, average(moved, weights), moved, (x,), weights), rtol=1e-9, atol=1e-12)
+    with pytest.raises(ValueError, match=r"merge: no running statistics in apply\(params, \*inputs\)"):
+        merge(sym, networks, weights, apply=net.apply, inputs=(x,))
+
+
+def test_a_group_of_fixed_statistics_is_refused_where_they_are_computed_anew():
+    """It shifts a mean and the bias of its norm together; that of training does not."""
+    net, x = Normed(), normal(40, 3, seed=9)
+    networks = jax.vmap(lambda params: in_training(net, params, x))(drawn(shapes_of(net, x), 1, num=2))
+    fixed = js.discover(net.apply, pick(networks, 0), x)
+    own = fixed.act(fixed.sample(jax.random.key(5)), pick(networks, 0))
+    before, after = (net.apply(reestimated(net.apply, params, (x,)), x) for params in (pick(networks, 0), own))
+    assert abs(before - after).max() > 1e-2
+    with pytest.raises(
+        ValueError, match=r"merge: .* this group is that of fixed statistics. Discover the group in training"
+    ):
+        merge(fixed, networks, apply=net.apply, inputs=(x,))
+    free = js.discover(lambda p, x: net.apply(p, x, train=True, mutable=["batch_stats"])[0], pick(networks, 0), x)
+    one = pick(networks, 0)
+    copies = jax.tree.map(lambda *leaves: jnp.stack(leaves), one, free.act(free.sample(jax.random.key(6)), one))
+    found = merge(free, copies, apply=net.apply, inputs=(x,))
+    np.testing.assert_allclose(net.apply(found.params, x), before, rtol=1e-4, atol=1e-5)
 
 
 def test_what_is_refused():
