@@ -226,7 +226,7 @@ def curve(
     Raises
     ------
     ValueError
-        If the networks differ in a leaf or its shape.
+        If the networks differ in a leaf or its shape, or ``steps`` is less than 1.
 
     Notes
     -----
@@ -245,23 +245,27 @@ def curve(
     """
     _same("curve", a, b)
     expect_keyed("curve", loss)
+    if steps < 1:
+        msg = f"curve: steps is {steps}, expected a number from 1 on."
+        raise ValueError(msg)
     tool = optax.adam(1e-2) if optimizer is None else optimizer
 
     def at(middle: PyTree, key: Array) -> Float[Array, ""]:
         place, inner = jax.random.split(key)
-        return loss(_bezier(a, middle, b, jax.random.uniform(place)), inner)
+        return loss(_bezier(a, tree.put(start, middle), b, jax.random.uniform(place)), inner)
 
     def step(state: tuple[PyTree, Any], key: Array) -> tuple[tuple[PyTree, Any], Array]:
         middle, memory = state
-        value, slope = jax.value_and_grad(at, allow_int=True)(middle, key)
+        value, slope = jax.value_and_grad(at)(middle, key)
         updates, memory = tool.update(slope, memory, middle)
         return (optax.apply_updates(middle, updates), memory), value
 
     start = between(a, b, 0.5)
+    free = {path: leaf for path, leaf in tree.leaves(start).items() if _real(leaf)}
     (middle, _), history = jax.jit(functools.partial(jax.lax.scan, step))(
-        (start, tool.init(start)), jax.random.split(key, steps)
+        (free, tool.init(free)), jax.random.split(key, steps)
     )
-    return Curve(middle, history)
+    return Curve(tree.put(start, middle), history)
 
 
 def along(a: PyTree, middle: PyTree, b: PyTree, num: int = 25) -> PyTree:
@@ -298,7 +302,7 @@ def plane(loss: Loss, a: PyTree, b: PyTree, c: PyTree, num: int = 25, margin: fl
     """
     _same("plane", a, b)
     _same("plane", a, c)
-    first, second = (jax.tree.map(jnp.subtract, other, a) for other in (b, c))
+    first, second = (jax.tree.map(_difference, other, a) for other in (b, c))
     length = jnp.sqrt(_inner(first, first))
     across = _inner(first, second) / length
     rest = jax.tree.map(lambda u, v: v - u * across / length, first, second)
@@ -313,10 +317,21 @@ def plane(loss: Loss, a: PyTree, b: PyTree, c: PyTree, num: int = 25, margin: fl
 
     def at(place: Float[Array, " 2"]) -> Float[Array, ""]:
         x, y = place
-        return loss(jax.tree.map(lambda p, u, v: p + u * x / length + v * y / height, a, first, rest))
+        return loss(
+            jax.tree.map(lambda p, u, v: p + u * x / length + v * y / height if _real(p) else p, a, first, rest)
+        )
 
     grid = jnp.stack(jnp.meshgrid(xs, ys), axis=-1)
     return Plane(xs, ys, jax.lax.map(at, grid.reshape(-1, 2)).reshape(num, num), points)
+
+
+def _real(leaf: Any) -> bool:
+    return bool(jnp.issubdtype(jnp.result_type(leaf), jnp.floating))
+
+
+def _difference(one: Any, other: Any) -> Any:
+    """0 where there are no real numbers."""
+    return jnp.subtract(one, other) if _real(one) else jnp.zeros(())
 
 
 def _inner(one: PyTree, other: PyTree) -> Float[Array, ""]:

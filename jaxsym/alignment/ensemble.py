@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import scipy.cluster.hierarchy
 import scipy.spatial.distance
@@ -13,9 +14,12 @@ from jaxsym.alignment.given import unstacked
 from jaxsym.alignment.match import balanced, canonical_form, canonical_way, checked, narrow
 from jaxsym.symmetry.checks import expect_group
 from jaxsym.symmetry.group import Symmetry
+from jaxsym.symmetry.units import floating
 
 ENTRIES = 10**7
 """Numbers in the networks that are on their way at once."""
+ROUNDINGS = 4
+"""Networks that are no further apart, in roundings of the coarsest type among the leaves, are one function."""
 
 
 class Ensemble(NamedTuple):
@@ -41,7 +45,8 @@ def ensemble(sym: Symmetry, stacked: PyTree, within: float = 1e-3) -> Ensemble:
         Parameters of two networks or more, leaves ``[networks, *leaf]``.
     within
         Networks are one function when a chain of networks leads from one to the other, each of which is no further from the next than this part of the root mean
-        square of the norms of all (single linkage).
+        square of the norms of all (single linkage); a few roundings of the leaves' type at least. It is a part of all entries: functions that differ in a
+        few small ones alone, such as those of a last layer which is small beside the others, need a smaller part to be told apart.
 
     Raises
     ------
@@ -90,6 +95,11 @@ def ensemble(sym: Symmetry, stacked: PyTree, within: float = 1e-3) -> Ensemble:
         )
     apart = np.sqrt(-2 * np.concatenate(found))
     links = scipy.cluster.hierarchy.linkage(apart, "single")
+    within = max(
+        within,
+        *(ROUNDINGS * float(jnp.finfo(leaf.dtype).eps) for leaf in jax.tree.leaves(stacked) if floating(leaf)),
+        0.0,
+    )
     groups = scipy.cluster.hierarchy.fcluster(links, within * np.sqrt(norms.mean()), "distance")
     _, places, numbers = np.unique(groups, return_index=True, return_inverse=True)
     return Ensemble(scipy.spatial.distance.squareform(apart), np.argsort(np.argsort(places))[numbers])

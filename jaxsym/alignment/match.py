@@ -208,6 +208,10 @@ def checked(sym: Symmetry, params: PyTree, name: str, *, narrowly: bool = False)
     except ValueError as error:
         msg = f"{name}: {error} Networks of two widths have no group in common: train both with one architecture."
         raise ValueError(msg) from error
+    for path, leaf in leaves.items():
+        if np.iscomplexobj(leaf):
+            msg = f"{name}: {path} is of type {leaf.dtype}, expected real numbers: hold its real and imaginary parts in two leaves."
+            raise TypeError(msg)
     dtype = np.float32 if narrowly else np.float64
     real = [path for path, leaf in leaves.items() if floating(leaf)]
     for path in real:

@@ -34,6 +34,11 @@ class Similarity:
             for batch in self.batches:
                 found = _sums(self.see(a, *batch), self.see(b, *batch))
                 sums = found if not sums else jax.tree.map(np.add, sums, jax.device_get(found))
+        for i, own in sums.items():
+            if not all(np.isfinite(total).all() for one in jax.device_get(own) for total in one):
+                name = "/".join(self.sym.factors[i].slots[0].path)
+                msg = f"align: what the units of {name} compute is not finite, or too large to be squared; look for NaN and infinity among the inputs."
+                raise ValueError(msg)
         return {i: [_measured(jax.device_get(one), self.measure) for one in own] for i, own in sums.items() if own}
 
     def scores(self, a: Leaves, b: Leaves, blocks: Iterable[Block]) -> dict[Block, Scores]:
@@ -72,6 +77,14 @@ def _measured(sums: Iterable[Any], measure: str) -> Float[np.ndarray, "*copies n
     if measure == "distance":
         return (2 * xy - xx[..., :, None] - yy[..., None, :]) / count
     covariance = xy / count - x[..., :, None] * y[..., None, :] / count**2
-    spread = [np.sqrt(np.maximum(square / count - (total / count) ** 2, 0)) for total, square in ((x, xx), (y, yy))]
+    spread = [_spread(square / count, total / count) for total, square in ((x, xx), (y, yy))]
     scale = spread[0][..., :, None] * spread[1][..., None, :]
-    return np.divide(covariance, scale, out=np.zeros_like(covariance), where=scale > 0)  # a dead unit goes with none
+    return np.divide(
+        covariance, scale, out=np.zeros_like(covariance), where=scale > 0
+    )  # a constant unit goes with none
+
+
+def _spread(square: np.ndarray, mean: np.ndarray) -> np.ndarray:
+    """The standard deviation; 0 where it is rounding."""
+    variance = square - mean**2
+    return np.sqrt(np.where(variance > ROUNDING**1.5 * square, variance, 0))

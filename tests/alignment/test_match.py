@@ -14,6 +14,7 @@ import jaxsym as js
 from jaxsym.alignment import align
 from jaxsym.alignment.ascent import stack
 from jaxsym.alignment.blocks import Scores, blocks, places, scores
+from jaxsym.studies.architectures import CATALOGUE
 from jaxsym.symmetry.verify import perturbed, wide
 from tests.symmetry.networks import BUILDERS
 
@@ -190,6 +191,37 @@ def test_the_objective_never_falls(seed):
     assert found.distance == pytest.approx(math.sqrt(-2 * found.history[-1]), rel=1e-5)  # nothing to balance
     straight = math.sqrt(sum(np.sum((x - y) ** 2) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)))
     assert found.distance <= straight * (1 + 1e-6)
+
+
+@pytest.mark.parametrize("kind", ["nothing leads to it", "clones"])
+def test_units_that_their_inputs_do_not_tell(kind):
+    """Pruned units, whose sign shows only behind them, and copies that differ only in what they lead to."""
+    _, sym, _ = mlp((3, 8, 8, 2), "tanh")
+    for seed in range(20):
+        _, _, params = mlp((3, 8, 8, 2), "tanh", key=seed)
+        first = {name: np.array(leaf) for name, leaf in params["params"]["Dense_0"].items()}
+        if kind == "clones":
+            for leaf in first.values():
+                leaf[..., :3] = leaf[..., -1:]
+        else:
+            for leaf in first.values():
+                leaf[..., 2] = 0
+        params = {"params": params["params"] | {"Dense_0": first}}
+        found = align(sym, params, sym.act(jax.device_get(sym.sample(jax.random.key(seed))), params))
+        assert found.distance < 1e-5
+
+
+@pytest.mark.parametrize("name", ["group norm", "fused attention"])
+def test_the_group_acts_afterwards_as_before(name):
+    """Outside of float64, in which an alignment computes."""
+    with jax.enable_x64(False):
+        apply, params, inputs = CATALOGUE[name]()
+        sym = js.discover(apply, params, *inputs)
+        element = sym.sample(jax.random.key(0))
+        moved = sym.act(element, params)
+        align(sym, params, moved)
+        for one, other in zip(jax.tree.leaves(sym.act(element, params)), jax.tree.leaves(moved), strict=True):
+            np.testing.assert_array_equal(one, other)
 
 
 def test_going_on_until_nothing_moves():

@@ -107,3 +107,30 @@ def test_elements_are_permutations_of_the_axes():
     first, second = sym.sample(jax.random.key(3))
     moved, given = (tree["params"]["Dense_1"]["kernel"] for tree in (sym.act((first, second), PARAMS), PARAMS))
     np.testing.assert_array_equal(moved, np.asarray(given)[np.asarray(first)][:, np.asarray(second)])
+
+
+UNITS = {"u": (3, 2), "b": (2,), "v": (2, 2)}
+
+
+def drawn(shapes):
+    return {n: jax.random.normal(jax.random.key(i), shape) for i, (n, shape) in enumerate(shapes.items())}
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [{"u": (None, "P"), "b": (None,), "v": ("P", None)}, {"u": (None, None), "b": (None,), "v": (None, "P")}],
+)
+def test_two_units_are_enough_to_be_wrong(spec):
+    """Of two units a random order is the identity as often as not."""
+    params, x = drawn(UNITS), jax.random.normal(jax.random.key(9), (5, 3))
+    with pytest.raises(ValueError, match="changes the function"):
+        js.Symmetry.from_spec(spec, params, lambda p, x: jnp.tanh(x @ p["u"] + p["b"]) @ p["v"], x)
+
+
+@pytest.mark.parametrize("mask", [-1e9, -jnp.inf])
+def test_masked_outputs_hide_nothing(mask):
+    params, x = drawn({"u": (3, 6), "v": (6, 4)}), jax.random.normal(jax.random.key(9), (5, 3))
+    apply = lambda p, x: (jnp.zeros(3), jnp.tanh(x @ p["u"]) @ p["v"] + jnp.array([0, 0, 0, mask]), x > 0)  # noqa: E731
+    assert js.Symmetry.from_spec({"u": (None, "P"), "v": ("P", None)}, params, apply, x).verified
+    with pytest.raises(ValueError, match="changes the function"):
+        js.Symmetry.from_spec({"u": (None, "P"), "v": (None, None)}, params, apply, x)
