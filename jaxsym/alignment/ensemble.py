@@ -9,9 +9,10 @@ import scipy.cluster.hierarchy
 import scipy.spatial.distance
 from jaxtyping import Float, Int, PyTree
 
-from jaxsym.alignment.ascent import Plan, Problem, Walks
+from jaxsym.alignment.ascent import Problem, Walks
 from jaxsym.alignment.given import unstacked
 from jaxsym.alignment.match import balanced, canonical_form, canonical_way, checked, narrow
+from jaxsym.alignment.plan import Plan
 from jaxsym.symmetry.checks import expect_group
 from jaxsym.symmetry.group import Symmetry
 from jaxsym.symmetry.units import floating

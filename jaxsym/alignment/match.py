@@ -10,9 +10,10 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from jaxsym import tree
-from jaxsym.alignment.ascent import SETTLED, Plan, Problem, Walks
+from jaxsym.alignment.ascent import SETTLED, Problem, Walks
 from jaxsym.alignment.given import batches
 from jaxsym.alignment.nearest import nearest as closest
+from jaxsym.alignment.plan import Plan
 from jaxsym.alignment.similar import MEASURES, Similarity
 from jaxsym.symmetry.canonical import canonicalize, gauged
 from jaxsym.symmetry.checks import expect_finite, expect_group
