@@ -116,6 +116,9 @@ def align(
             checked(sym, params, f"align: {name}", narrowly=short and plan.finite)
             for name, params in (("a", a), ("b", b))
         )
+        for path in one.keys() ^ two.keys():
+            msg = f"align: {path} is a leaf of {'a' if path in one else 'b'} alone; give two networks of one architecture."
+            raise ValueError(msg)
         frames = [balanced(sym, leaves) for leaves in (one, two)]
         ends = [Walks.begun(sym, [own], [g]) for own, g in zip((one, two), frames, strict=True)]
         if short and not plan.finite:

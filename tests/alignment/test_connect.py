@@ -118,3 +118,26 @@ def test_networks_of_different_shapes_are_refused():
         barrier(well, one, other)
     with pytest.raises(ValueError, match="barrier: num is 2"):
         barrier(well, one, one, num=2)
+
+
+def test_leaves_that_are_not_real_stay():
+    """Counters and flags, which a plane and a curve do not move."""
+    point = lambda u, v: {"w": jnp.array([u, v]), "step": jnp.array(3), "on": jnp.array(True)}  # noqa: E731
+    loss = lambda p: ((p["w"] ** 2).sum() - 1) ** 2 + p["step"] * p["on"]  # noqa: E731
+    a, b, c = point(1.0, 0.0), point(-1.0, 0.1), point(0.2, 1.0)
+    found = plane(loss, a, b, c, num=5)
+    reference = plane(lambda w: ((w**2).sum() - 1) ** 2 + 3, a["w"], b["w"], c["w"], num=5)
+    np.testing.assert_allclose(found.losses, reference.losses, rtol=1e-6)
+    bent = curve(lambda p, key: loss(p), a, b, jax.random.key(0), steps=5)
+    assert int(bent.middle["step"]) == 3
+    assert bool(bent.middle["on"])
+
+
+def test_losses_that_are_refused():
+    a, b = jnp.ones(2), jnp.zeros(2)
+    with pytest.raises(ValueError, match=r"barrier: loss returned .* expected a scalar"):
+        barrier(lambda w: w, a, b)
+    with pytest.raises(TypeError, match=r"curve: loss\(w\) does not take \(params, key\)"):
+        curve(lambda w: w.sum(), a, b, jax.random.key(0))
+    with pytest.raises(ValueError, match="curve: steps is 0, expected a number from 1 on"):
+        curve(lambda w, key: w.sum(), a, b, jax.random.key(0), steps=0)

@@ -248,6 +248,17 @@ class TestWhatIsRefused:
         ):
             align(sym, a, b)
 
+    def test_a_leaf_of_one_alone(self):
+        _, sym, a = mlp((3, 5, 2), "relu")
+        with pytest.raises(ValueError, match="align: extra is a leaf of a alone"):
+            align(sym, a | {"extra": np.ones(2)}, a)
+
+    def test_complex_numbers(self):
+        sym = js.Symmetry.from_spec({"u": (None, "P"), "v": ("P", None)}, {"u": np.ones((2, 3)), "v": np.ones((3, 2))})
+        odd = {"u": np.ones((2, 3), complex), "v": np.ones((3, 2))}
+        with pytest.raises(TypeError, match="align: a: u is of type complex128, expected real numbers"):
+            align(sym, odd, odd)
+
     def test_numbers_that_are_none(self):
         _, sym, a = mlp((3, 5, 2), "relu")
         b = jax.tree.map(np.copy, a)

@@ -145,6 +145,10 @@ def test_what_is_refused():
     net, sym, x, (a, b) = perceptrons("relu")
     with pytest.raises(ValueError, match="align: activations need apply, the network's function, and inputs"):
         align(sym, a, b, objective="activations", inputs=(x,))
+    with pytest.raises(ValueError, match=r"align: what the units of .* compute is not finite"):
+        align(sym, a, b, objective="activations", apply=net.apply, inputs=(np.full_like(x, np.nan),))
+    with pytest.raises(TypeError, match="align: inputs are of type ndarray"):
+        align(sym, a, b, objective="activations", apply=net.apply, inputs=x)
     with pytest.raises(ValueError, match="align: measure is 'cosine', expected 'correlation' or 'distance'"):
         align(sym, a, b, objective="activations", apply=net.apply, inputs=(x,), measure="cosine")
     with pytest.raises(TypeError, match="align: inputs are of type ndarray, expected a tuple"):
