@@ -86,14 +86,16 @@ def stack(networks: Sequence[Leaves]) -> Leaves:
     return {path: np.stack([np.asarray(leaves[path]) for leaves in networks]) for path in networks[0]}
 
 
+def first(leaves: Leaves) -> Leaves:
+    """Those of the first network."""
+    return {path: leaf[0] for path, leaf in leaves.items()}
+
+
 class Problem:
     """Networks to be moved onto, in frames where what is left of the group is compact: one for all walks, or one for each."""
 
     def __init__(self, sym: Symmetry, a: Leaves) -> None:
         self.sym, self.plan = sym, Plan.of(sym)
-        self._aim(a)
-
-    def _aim(self, a: Leaves) -> None:
         self.a, self.seen = a, self._framed(a)
         self.real = [path for path, leaf in a.items() if floating(leaf)]
         self._units: dict[int, Any] = {}
@@ -101,10 +103,6 @@ class Problem:
     def towards(self, a: Leaves) -> "Problem":
         """The same group, with other networks to be moved onto."""
         return Problem(self.sym, a)
-
-    def __getitem__(self, which: Int[np.ndarray, " some"]) -> "Problem":
-        several = len(next(iter(self.a.values()))) > 1
-        return self.towards({path: leaf[which] for path, leaf in self.a.items()}) if several else self
 
     def _framed(self, leaves: Leaves) -> Leaves:
         if self.plan.local:
@@ -147,7 +145,8 @@ class Problem:
             winners = np.argmax([[history[-1] for history in each] for each in histories], axis=0)
             return _chosen(ways, winners), [histories[k][i] for i, k in enumerate(winners)], [names[k] for k in winners]
         values = np.array([self.values(way.leaves) for way in ways])
-        winners, chosen = values.argmax(axis=0), _chosen(ways, values.argmax(axis=0))
+        winners = values.argmax(axis=0)
+        chosen = _chosen(ways, winners)
         return chosen, self.ascend(chosen, values.max(axis=0), settled), [names[k] for k in winners]
 
     def _compact(self, element: Element) -> Element:
@@ -193,9 +192,9 @@ class Problem:
             found = self._scores(block, walks.leaves)
             if found is None:
                 return False
-            steps = [best(block, found)]
-            better = going & _gained(block, found, steps[0])
-            steps = [self._kept(parts, better) for parts in steps]
+            parts = best(block, found)
+            better = going & _gained(block, found, parts)
+            steps = [self._kept(parts, better)]
             moved = self.along(steps, walks.leaves) if better.any() else {}
         else:
             steps = self._steps(block, walks.leaves)
@@ -315,7 +314,7 @@ class Problem:
     def matched(self, walks: Walks, similar: Callable[[Leaves, Sequence[Block]], Mapping[Block, Scores]]) -> Walks:
         """Permutations and signs by what units compute, outer ones before what is inside them; then by weights signs that are not seen there, and rotations."""
         for some in self.deeper():
-            found = similar({path: leaf[0] for path, leaf in walks.leaves.items()}, some)
+            found = similar(first(walks.leaves), some)
             parts: Parts = {}
             for block, alike in found.items():
                 seen = alike.flipped.any()

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from jaxsym import tree
-from jaxsym.alignment.ascent import SETTLED, Problem, Walks
+from jaxsym.alignment.ascent import SETTLED, Problem, Walks, first
 from jaxsym.alignment.given import batches
 from jaxsym.alignment.nearest import nearest as closest
 from jaxsym.alignment.plan import Plan
@@ -53,7 +53,7 @@ def align(
     """Move ``b`` along its orbit as close to ``a`` as can be.
 
     Both networks are brought to a frame where only permutations, signs and rotations are left (rescalings are balanced, bases orthonormal, translations at
-    their origin); there block after block of units is moved to where it fits best, those at once that share no leaf; then back to the frame of ``a``.
+    their origin); there block after block of units is moved to where it fits best; then back to the frame of ``a``.
     It starts where ``b`` is, from what fixed ends tell of one layer after the other, from permutations by sorted weight vectors where the ends tell too little,
     and, where the group has more than permutations, signs and rescalings of plain layers, from the canonical forms. Of plain layers the nearest start is followed,
     else, and with ``restarts``, each of them to its end; the best wins. On the host.
@@ -127,7 +127,7 @@ def align(
         if objective == "activations" and apply is not None:
             similar = Similarity(apply, sym, a, batches(inputs, "align"), measure)
             history = [problem.values(walks.leaves)[0]]
-            still = {path: leaf[0] for path, leaf in problem.a.items()}
+            still = first(problem.a)
             problem.matched(walks, lambda leaves, some: similar.scores(still, leaves, some))
             history, start = [*history, problem.values(walks.leaves)[0]], "activations"
         else:
@@ -136,10 +136,10 @@ def align(
                 if key is not None
                 else []
             )
-            start_of = lambda: [canonical_start(sym, frames[0], one, two)]  # noqa: E731
+            start_of = lambda: [canonical_way(sym, frames[0], *(canonical_form(sym, own) for own in (one, two)))]  # noqa: E731
             walks, (history,), (start,) = problem.solve(walks, [two], start_of, further, settled)
         if plan.finite:
-            element, moved = walks.elements[0], {path: leaf[0] for path, leaf in walks.leaves.items()}
+            element, moved = walks.elements[0], first(walks.leaves)
         else:
             element = sym.compose(sym.inverse(frames[0]), walks.elements[0])
             element = closest(sym, one, two, element) if nearest else element
@@ -165,11 +165,6 @@ def _expect(objective: str, apply: Any, inputs: Any, measure: str, key: Any, res
     if restarts < 0 or (restarts and key is None):
         msg = f"align: got {restarts} restarts and {'no' if key is None else 'a'} key, expected a number from 0 on, and a key for random starts."
         raise ValueError(msg)
-
-
-def canonical_start(sym: Symmetry, frame: Element, a: Leaves, b: Leaves) -> Element:
-    """The element that takes ``b`` to where the canonical forms of both agree."""
-    return canonical_way(sym, frame, canonical_form(sym, a), canonical_form(sym, b))
 
 
 def canonical_form(sym: Symmetry, leaves: Leaves) -> Element:

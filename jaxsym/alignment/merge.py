@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, PyTree
 from jaxsym import tree
 from jaxsym.alignment.ascent import Problem, Walks, stack
 from jaxsym.alignment.given import shares, unstacked
-from jaxsym.alignment.match import balanced, canonical_start, checked, restored, shown
+from jaxsym.alignment.match import balanced, canonical_form, canonical_way, checked, restored, shown
 from jaxsym.alignment.repair import mended
 from jaxsym.symmetry.checks import expect_group
 from jaxsym.symmetry.group import Element, Symmetry
@@ -99,12 +99,12 @@ def merge(
         centre, every = reference or 0, np.arange(len(given))
         walks = Walks.begun(sym, given, frames)
         problem, rest = Problem(sym, walks[[centre]].leaves), np.delete(every, centre)
-        found, _, _ = problem.solve(
-            walks[rest],
-            [given[i] for i in rest],
-            lambda: [canonical_start(sym, frames[centre], given[centre], given[i]) for i in rest],
-            settled=0.0,
-        )
+
+        def ways() -> list[Element]:
+            form = canonical_form(sym, given[centre])
+            return [canonical_way(sym, frames[centre], form, canonical_form(sym, given[i])) for i in rest]
+
+        found, _, _ = problem.solve(walks[rest], [given[i] for i in rest], ways, settled=0.0)
         walks.put(rest, found)
         history = [_spread(walks, share)]
         while reference is None and len(history) <= ROUNDS:

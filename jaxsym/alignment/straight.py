@@ -9,7 +9,7 @@ import optax
 from jaxtyping import Array, Float, PyTree
 
 from jaxsym import tree
-from jaxsym.alignment.ascent import Problem, Walks, stack
+from jaxsym.alignment.ascent import Problem, Walks, first, stack
 from jaxsym.alignment.connect import between, expect_keyed
 from jaxsym.alignment.match import Alignment, align, balanced, checked, restored, shown
 from jaxsym.symmetry.checks import expect_group
@@ -120,7 +120,7 @@ def straight_through(
     def leaves_of(leaves: Leaves) -> Leaves:
         return tree.leaves(restored(b, leaves))
 
-    free = {path: leaf for path, leaf in leaves_of(_only(problem.a)).items() if floating(leaf)}
+    free = {path: leaf for path, leaf in leaves_of(first(problem.a)).items() if floating(leaf)}
     memory, seen = tool.init(free), None
     history = [_number(halfway(params))]
     for number, each in enumerate(drawn):
@@ -140,17 +140,12 @@ def straight_through(
             value = _number(halfway(tried))
             if value < history[-1]:
                 best, params, history[-1] = element, tried, value
-        free, memory = step(free, memory, leaves_of(_only(seen)), each)
+        free, memory = step(free, memory, leaves_of(first(seen)), each)
     with jax.enable_x64(True):
         moved = sym.leaves(sym.act(best, two))
         distance = float(np.sqrt(sum(((one[path] - moved[path]) ** 2).sum() for path in one if floating(one[path]))))
     named = start.start if isinstance(start, Alignment) else "given"
     return Alignment(shown(best), params, distance, np.array(history), named)
-
-
-def _only(leaves: Leaves) -> Leaves:
-    """Those of the one network that there is."""
-    return {path: leaf[0] for path, leaf in leaves.items()}
 
 
 def _expect(loss: Any, steps: Any) -> None:
