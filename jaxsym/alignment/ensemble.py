@@ -1,5 +1,6 @@
 """All pairs of an ensemble: how far their orbits are apart, and how many different functions there are."""
 
+import numbers
 from typing import NamedTuple
 
 import jax
@@ -10,8 +11,8 @@ import scipy.spatial.distance
 from jaxtyping import Float, Int, PyTree
 
 from jaxsym.alignment.ascent import Problem, Walks
-from jaxsym.alignment.given import unstacked
-from jaxsym.alignment.match import balanced, canonical_form, canonical_way, checked, narrow
+from jaxsym.alignment.given import checked, narrow, unstacked
+from jaxsym.alignment.match import balanced, canonical_form, canonical_way
 from jaxsym.alignment.plan import Plan
 from jaxsym.symmetry.checks import expect_group
 from jaxsym.symmetry.group import Symmetry
@@ -29,7 +30,8 @@ class Ensemble(NamedTuple):
     distances: Float[np.ndarray, "networks networks"]
     """Of every two, after one was moved as close to the other as can be, both balanced: Euclidean, over all leaves that hold real numbers."""
     functions: Int[np.ndarray, " networks"]
-    """The same number for networks that are one function; numbered from 0 in the order in which they come."""
+    """The same number for networks that are one function; numbered from 0 in the order in which they come. Leaves that hold no real numbers do not count: networks
+    that differ in these must be told apart beforehand."""
 
 
 def ensemble(sym: Symmetry, stacked: PyTree, within: float = 1e-3) -> Ensemble:
@@ -70,7 +72,7 @@ def ensemble(sym: Symmetry, stacked: PyTree, within: float = 1e-3) -> Ensemble:
     [0, 1, 0, 1, 0, 1]
     """
     expect_group(sym, "ensemble")
-    if not within >= 0:
+    if not (isinstance(within, numbers.Real) and within >= 0):
         msg = f"ensemble: within is {within!r}, expected a part of the networks' norm, from 0 on."
         raise ValueError(msg)
     networks, plan = unstacked(sym.shapes, stacked, "ensemble"), Plan.of(sym)
@@ -102,5 +104,5 @@ def ensemble(sym: Symmetry, stacked: PyTree, within: float = 1e-3) -> Ensemble:
         0.0,
     )
     groups = scipy.cluster.hierarchy.fcluster(links, within * np.sqrt(norms.mean()), "distance")
-    _, places, numbers = np.unique(groups, return_index=True, return_inverse=True)
-    return Ensemble(scipy.spatial.distance.squareform(apart), np.argsort(np.argsort(places))[numbers])
+    _, places, inverse = np.unique(groups, return_index=True, return_inverse=True)
+    return Ensemble(scipy.spatial.distance.squareform(apart), np.argsort(np.argsort(places))[inverse])

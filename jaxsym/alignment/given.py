@@ -1,19 +1,80 @@
-"""What is given for several networks: stacked leaves, weights, batches of inputs."""
+"""What is given: parameters, of one network or stacked, weights, batches of inputs; and results in the types of what was given."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, PyTree
 
 from jaxsym import tree
+from jaxsym.symmetry.checks import expect_finite
+from jaxsym.symmetry.group import Element, Symmetry
+from jaxsym.symmetry.units import Leaves, floating
 
 Batches = list[tuple[Any, ...]]
 
 
+def checked(sym: Symmetry, params: PyTree, name: str, *, narrowly: bool = False) -> Leaves:
+    """The leaves on the host, in float64, or float32 if asked for; refuses those of another network, NaN and infinity."""
+    refuse_keys(params, name)
+    try:
+        leaves = sym.leaves(jax.tree.map(np.asarray, params))
+    except ValueError as error:
+        msg = f"{name}: {error} Networks of two widths have no group in common: train both with one architecture."
+        raise ValueError(msg) from error
+    for path, leaf in leaves.items():
+        if np.iscomplexobj(leaf):
+            msg = f"{name}: {path} is of type {leaf.dtype}, expected real numbers: hold its real and imaginary parts in two leaves."
+            raise TypeError(msg)
+    dtype = np.float32 if narrowly else np.float64
+    real = [path for path, leaf in leaves.items() if floating(leaf)]
+    for path in real:
+        if not np.isfinite(leaves[path]).all():
+            expect_finite(f"{name}: {path}", leaves[path])
+    return {path: leaf.astype(dtype, copy=False) if path in real else leaf for path, leaf in leaves.items()}
+
+
+def refuse_keys(params: PyTree, name: str) -> None:
+    """Refuse what cannot be averaged, nor brought to the host as numbers."""
+    for path, leaf in tree.leaves(params).items():
+        if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            msg = f"{name}: {path} is a PRNG key, expected parameters alone: leave it out, and pass it to apply among the inputs."
+            raise TypeError(msg)
+
+
+def double(params: PyTree) -> Leaves:
+    """By path, on the host, real numbers in float64."""
+    host = {path: np.asarray(leaf) for path, leaf in tree.leaves(jax.device_get(params)).items()}
+    return {path: leaf.astype(np.float64) if floating(leaf) else leaf for path, leaf in host.items()}
+
+
+def whole(value: Any) -> bool:
+    """Whether it is a whole number from 0 on."""
+    return isinstance(value, int | np.integer) and not isinstance(value, bool) and bool(value >= 0)
+
+
+def narrow(params: PyTree) -> bool:
+    """Whether there is nothing in float64."""
+    return all(jnp.result_type(leaf) != np.float64 for leaf in jax.tree.leaves(params))
+
+
+def restored(params: PyTree, leaves: Leaves) -> PyTree:
+    """Leaves as parameters of the types that were given."""
+    named = {path: leaves[path].astype(jnp.result_type(leaf), copy=False) for path, leaf in tree.leaves(params).items()}
+    return tree.put(params, jax.device_put(named))
+
+
+def shown(element: Iterable[Any]) -> Element:
+    """In the precision that is switched on."""
+    wide = jnp.result_type(float)
+    return tuple(jax.device_put([part.astype(wide) if floating(part) else part for part in map(np.asarray, element)]))
+
+
 def unstacked(shapes: Mapping[str, tuple[int, ...]], stacked: PyTree, who: str) -> list[PyTree]:
     """Stacked networks one by one, with leaves of these shapes."""
+    refuse_keys(stacked, who)
     counts = {}
     for path, leaf in tree.leaves(stacked).items():
         shape = np.shape(leaf)
@@ -35,7 +96,10 @@ def unstacked(shapes: Mapping[str, tuple[int, ...]], stacked: PyTree, who: str) 
 
 def shares(weights: Any, count: int, who: str) -> Float[np.ndarray, " networks"]:
     """Weights that add up to 1; equal ones when None."""
-    share = np.ones(count) if weights is None else np.asarray(weights, np.float64)
+    try:
+        share = np.ones(count) if weights is None else np.asarray(weights, np.float64)
+    except (TypeError, ValueError):
+        share = np.empty(0)
     if share.shape != (count,) or not (np.isfinite(share) & (share > 0)).all():
         msg = f"{who}: weights are {weights!r}, expected {count} positive numbers, one a network."
         raise ValueError(msg)

@@ -1,24 +1,23 @@
 """One network moved onto another by the whole group: the element that brings their parameters closest."""
 
 import functools
-from collections.abc import Callable, Iterable
+import numbers
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from jaxsym import tree
 from jaxsym.alignment.ascent import SETTLED, Problem, Walks, first
-from jaxsym.alignment.given import batches
+from jaxsym.alignment.given import batches, checked, narrow, restored, shown, whole
 from jaxsym.alignment.nearest import nearest as closest
 from jaxsym.alignment.plan import Plan
 from jaxsym.alignment.similar import MEASURES, Similarity
 from jaxsym.symmetry.canonical import canonicalize, gauged
-from jaxsym.symmetry.checks import expect_finite, expect_group
+from jaxsym.symmetry.checks import expect_group
 from jaxsym.symmetry.group import Element, Symmetry
-from jaxsym.symmetry.units import Leaves, floating
+from jaxsym.symmetry.units import Leaves
 
 
 class Alignment(NamedTuple):
@@ -159,11 +158,11 @@ def _expect(objective: str, apply: Any, inputs: Any, measure: str, key: Any, res
     if objective == "activations" and (not callable(apply) or inputs is None):
         msg = "align: activations need apply, the network's function, and inputs, a tuple of what it is given."
         raise ValueError(msg)
-    if not 0 <= settled < 1:
+    if not (isinstance(settled, numbers.Real) and 0 <= settled < 1):
         msg = f"align: settled is {settled!r}, expected a part of what is left, from 0 to less than 1."
         raise ValueError(msg)
-    if restarts < 0 or (restarts and key is None):
-        msg = f"align: got {restarts} restarts and {'no' if key is None else 'a'} key, expected a number from 0 on, and a key for random starts."
+    if not whole(restarts) or (restarts and key is None):
+        msg = f"align: got {restarts!r} restarts and {'no' if key is None else 'a'} key, expected a whole number from 0 on, and a key for random starts."
         raise ValueError(msg)
 
 
@@ -181,39 +180,3 @@ def balanced(sym: Symmetry, leaves: Leaves) -> Element:
     """:func:`jaxsym.symmetry.gauged`, on the host."""
     plan = Plan.of(sym)
     return plan.still if plan.finite else jax.device_get(gauged(sym, leaves))
-
-
-def restored(params: PyTree, leaves: Leaves) -> PyTree:
-    """Leaves as parameters of the types that were given."""
-    named = {path: leaves[path].astype(jnp.result_type(leaf), copy=False) for path, leaf in tree.leaves(params).items()}
-    return tree.put(params, jax.device_put(named))
-
-
-def narrow(params: PyTree) -> bool:
-    """Whether there is nothing in float64."""
-    return all(np.asarray(leaf).dtype != np.float64 for leaf in jax.tree.leaves(params))
-
-
-def shown(element: Iterable[Any]) -> Element:
-    """In the precision that is switched on."""
-    wide = jnp.result_type(float)
-    return tuple(jax.device_put([part.astype(wide) if floating(part) else part for part in map(np.asarray, element)]))
-
-
-def checked(sym: Symmetry, params: PyTree, name: str, *, narrowly: bool = False) -> Leaves:
-    """The leaves on the host, in float64, or float32 if asked for; refuses those of another network, NaN and infinity."""
-    try:
-        leaves = sym.leaves(jax.tree.map(np.asarray, params))
-    except ValueError as error:
-        msg = f"{name}: {error} Networks of two widths have no group in common: train both with one architecture."
-        raise ValueError(msg) from error
-    for path, leaf in leaves.items():
-        if np.iscomplexobj(leaf):
-            msg = f"{name}: {path} is of type {leaf.dtype}, expected real numbers: hold its real and imaginary parts in two leaves."
-            raise TypeError(msg)
-    dtype = np.float32 if narrowly else np.float64
-    real = [path for path, leaf in leaves.items() if floating(leaf)]
-    for path in real:
-        if not np.isfinite(leaves[path]).all():
-            expect_finite(f"{name}: {path}", leaves[path])
-    return {path: leaf.astype(dtype, copy=False) if path in real else leaf for path, leaf in leaves.items()}

@@ -9,8 +9,8 @@ from jaxtyping import Array, Float, PyTree
 
 from jaxsym import tree
 from jaxsym.alignment.ascent import Problem, Walks, stack
-from jaxsym.alignment.given import shares, unstacked
-from jaxsym.alignment.match import balanced, canonical_form, canonical_way, checked, restored, shown
+from jaxsym.alignment.given import checked, restored, shares, shown, unstacked, whole
+from jaxsym.alignment.match import balanced, canonical_form, canonical_way
 from jaxsym.alignment.repair import mended
 from jaxsym.symmetry.checks import expect_group
 from jaxsym.symmetry.group import Element, Symmetry
@@ -87,8 +87,8 @@ def merge(
     expect_group(sym, "merge")
     networks = unstacked(sym.shapes, stacked, "merge")
     share = shares(weights, len(networks), "merge")
-    if reference is not None and not 0 <= reference < len(networks):
-        msg = f"merge: reference is {reference}, expected the number of one of the {len(networks)} networks, from 0."
+    if reference is not None and not (whole(reference) and reference < len(networks)):
+        msg = f"merge: reference is {reference!r}, expected the number of one of the {len(networks)} networks, from 0."
         raise ValueError(msg)
     if (apply is None) != (inputs is None) or (repair and apply is None):
         msg = "merge: repair and running statistics need both apply, the network's function, and inputs, a tuple of what it is given."

@@ -4,12 +4,13 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import scipy.optimize
 from jaxtyping import Float, PyTree
 
-from jaxsym.symmetry.checks import expect_finite, expect_group
+from jaxsym import tree
+from jaxsym.alignment.given import checked, double, shown
+from jaxsym.symmetry.checks import expect_group
 from jaxsym.symmetry.factors import CATALOGUE
 from jaxsym.symmetry.group import Element, Symmetry
 from jaxsym.symmetry.units import floating
@@ -69,8 +70,8 @@ def nearest(sym: Symmetry, a: PyTree, b: PyTree, element: Element | None = None)
     if sym.dim == 0:
         return first
     with jax.enable_x64(True):
-        one, two = (_checked(sym, name, params) for name, params in (("a", a), ("b", b)))
-        given: Any = tuple(_double(part) for part in first)
+        one, two = (tree.put(params, checked(sym, params, f"nearest: {name}")) for name, params in (("a", a), ("b", b)))
+        given = tuple(double(list(first)).values())
         begun = jax.device_get(sym.act(given, two))
         least, size = _squared(one, begun), _squared(one, jax.tree.map(np.zeros_like, one))
         if least <= ROUNDING * size:
@@ -90,9 +91,7 @@ def nearest(sym: Symmetry, a: PyTree, b: PyTree, element: Element | None = None)
         )
         moved = jax.device_get(sym.compose(_chart(sym, found.x), given))
         better = _squared(one, jax.device_get(sym.act(moved, two))) < least
-    if not better:
-        return first
-    return tuple(jnp.asarray(part, jnp.result_type(float)) if floating(part) else jnp.asarray(part) for part in moved)
+    return shown(moved) if better else first
 
 
 def _measured(sym: Symmetry) -> Callable[..., Any]:
@@ -121,22 +120,3 @@ def _squared(a: PyTree, b: PyTree) -> Any:
     """The squared distance, over all leaves that hold real numbers."""
     pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
     return sum(((x - y) ** 2).sum() for x, y in pairs if floating(x))
-
-
-def _checked(sym: Symmetry, name: str, params: PyTree) -> PyTree:
-    """Parameters on the host in float64; refuses those of another network, NaN and infinity."""
-    try:
-        leaves = sym.leaves(params)
-    except ValueError as error:
-        msg = f"nearest: {name}: {error}"
-        raise ValueError(msg) from error
-    for path, leaf in leaves.items():
-        if floating(leaf):
-            expect_finite(f"nearest: {name}: {path}", leaf)
-    return jax.tree.map(_double, params)
-
-
-def _double(leaf: Any) -> np.ndarray:
-    """On the host, real numbers in float64."""
-    host = np.asarray(leaf)
-    return host.astype(np.float64) if floating(host) else host

@@ -8,12 +8,11 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from jaxsym import tree
-from jaxsym.alignment.given import Batches, batches, shares, unstacked
-from jaxsym.alignment.match import restored
+from jaxsym.alignment.given import Batches, batches, double, refuse_keys, restored, shares, unstacked
 from jaxsym.symmetry.checks import checked, expect_values
 from jaxsym.symmetry.layers import Leaf, Network, Units
 from jaxsym.symmetry.trace import trace
-from jaxsym.symmetry.units import Leaves, close, floating
+from jaxsym.symmetry.units import Leaves, close
 
 KEPT = 1e-3
 """Outputs that differ by less than this part of the largest are the same, in the precision in which networks are given."""
@@ -41,7 +40,7 @@ def reestimated(apply: Callable[..., Any], params: PyTree, inputs: Inputs) -> Py
     Raises
     ------
     TypeError, ValueError
-        If there are no running statistics, inputs are no tuples or of several shapes, or the function does not take them.
+        If there are no running statistics, inputs are no tuples, of several shapes or not finite, or the function does not take them.
 
     Notes
     -----
@@ -99,7 +98,7 @@ def repaired(
     Raises
     ------
     TypeError, ValueError
-        If there is no hidden layer to repair, networks are not stacked or not of these shapes, inputs are no tuples or of several shapes, the weights are none, or
+        If there is no hidden layer to repair, networks are not stacked or not of these shapes, inputs are no tuples, of several shapes or not finite, the weights are none, or
         the function does not take what is given.
 
     Notes
@@ -120,7 +119,7 @@ def repaired(
     """
     rows = _expected(apply, params, inputs, "repaired")
     shapes = {path: np.shape(leaf) for path, leaf in tree.leaves(params).items()}
-    ends = [_wide(each) for each in unstacked(shapes, networks, "repaired")]
+    ends = [double(each) for each in unstacked(shapes, networks, "repaired")]
     share = shares(weights, len(ends), "repaired")
     missing = shapes.keys() - ends[0].keys()
     if missing:
@@ -136,7 +135,7 @@ def repaired(
         raise ValueError(msg)
     see = net.moments([(layer.value, layer.units) for layer in layers])
     ends_moments = [_pooled(see, end, rows) for end in ends]
-    leaves = _wide(params)
+    leaves = double(params)
     for number, layer in enumerate(layers):
         each = [_spread(moments[number]) for moments in ends_moments]
         mean, spread = (
@@ -192,7 +191,7 @@ def mended(
 def _apart(apply: Callable[..., Any], one: PyTree, other: PyTree, rows: Batches) -> tuple[float, float]:
     """The largest difference of the outputs of two networks, each with statistics of its own, and the largest output."""
     with jax.enable_x64(True):
-        ends = [tree.put(each, _wide(_reestimated(apply, each, rows))) for each in (one, other)]
+        ends = [tree.put(each, double(_reestimated(apply, each, rows))) for each in (one, other)]
         inputs = jax.tree.map(np.asarray, rows[0])
         first, second = (jax.tree.leaves(jax.device_get(apply(end, *inputs))) for end in ends)
     pairs = list(zip(first, second, strict=True))
@@ -211,6 +210,7 @@ def _nothing(who: str) -> str:
 
 def _expected(apply: Callable[..., Any], params: PyTree, inputs: Inputs, who: str) -> Batches:
     """The batches; refuses what the function does not take."""
+    refuse_keys(params, who)
     rows = batches(inputs, who)
     checked(apply, params, rows[0], who)
     for each in rows:
@@ -222,22 +222,19 @@ def _reestimated(apply: Callable[..., Any], params: PyTree, rows: Batches) -> Py
     net = Network(trace(apply, params, *rows[0]))
     found = net.statistics()
     see = net.moments([(norm.value, norm.units) for norm in found])
-    leaves = _wide(params)
+    leaves = double(params)
     for number, norm in enumerate(found):
         for leaf, values in zip((norm.mean, norm.variance), _pooled(see, leaves, rows)[number], strict=True):
             leaves |= _placed(leaves, leaf, norm.units, values / leaf.factor)
     return restored(params, leaves) if found else None
 
 
-def _wide(params: PyTree) -> Leaves:
-    """On the host, in float64."""
-    host = {path: np.asarray(leaf) for path, leaf in tree.leaves(jax.device_get(params)).items()}
-    return {path: leaf.astype(np.float64) if floating(leaf) else leaf for path, leaf in host.items()}
-
-
 def _pooled(see: Callable[..., Moments], leaves: Leaves, rows: Batches) -> Moments:
     """Mean and variance of every unit over all batches, which are of one size."""
     each = [jax.device_get(see(leaves, *batch)) for batch in rows]
+    if not all(np.isfinite(values).all() for batch in each for moments in batch for values in moments):
+        msg = "inputs: what the layers compute of them is not finite, or too large to be squared; look for NaN and infinity among inputs and parameters."
+        raise ValueError(msg)
     pooled = []
     for place in zip(*each, strict=True):
         means, variances = (np.stack(own) for own in zip(*place, strict=True))

@@ -11,7 +11,8 @@ from jaxtyping import Array, Float, PyTree
 from jaxsym import tree
 from jaxsym.alignment.ascent import Problem, Walks, first, stack
 from jaxsym.alignment.connect import between, expect_keyed
-from jaxsym.alignment.match import Alignment, align, balanced, checked, restored, shown
+from jaxsym.alignment.given import checked, restored, shown
+from jaxsym.alignment.match import Alignment, align, balanced
 from jaxsym.symmetry.checks import expect_group
 from jaxsym.symmetry.group import Element, Symmetry
 from jaxsym.symmetry.units import Leaves, floating
@@ -63,7 +64,7 @@ def straight_through(
     Raises
     ------
     TypeError, ValueError
-        As :func:`jaxsym.align`; if the loss is no scalar, ``steps`` is less than 1, or the free copy leaves the finite numbers.
+        As :func:`jaxsym.align`; if the loss is no scalar or not finite halfway at the start, ``steps`` is less than 1, or the free copy leaves the finite numbers.
 
     Notes
     -----
@@ -123,6 +124,9 @@ def straight_through(
     free = {path: leaf for path, leaf in leaves_of(first(problem.a)).items() if floating(leaf)}
     memory, seen = tool.init(free), None
     history = [_number(halfway(params))]
+    if not np.isfinite(history[0]):
+        msg = f"straight_through: loss halfway is {halfway(params)} at the start, expected a finite number: there is no way down from there."
+        raise ValueError(msg)
     for number, each in enumerate(drawn):
         with jax.enable_x64(True):
             target = {path: np.asarray(leaf, np.float64) for path, leaf in free.items()}

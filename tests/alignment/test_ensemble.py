@@ -80,8 +80,9 @@ def test_what_is_refused():
     with pytest.raises(ValueError, match=r"ensemble: got 1 network\(s\), expected the same number, two or more"):
         ensemble(sym, one)
     two = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), params)
-    with pytest.raises(ValueError, match="ensemble: within is -1, expected a part of the networks' norm"):
-        ensemble(sym, two, within=-1)
+    for within in (-1, "near", jnp.nan):
+        with pytest.raises(ValueError, match=r"ensemble: within is .*, expected a part of the networks' norm"):
+            ensemble(sym, two, within=within)
     broken = jax.tree.map(lambda leaf: leaf.at[1].set(jnp.nan), two)
     with pytest.raises(ValueError, match=r"ensemble: network 1: .* has .* entries that are NaN"):
         ensemble(sym, broken)

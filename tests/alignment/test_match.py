@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import jaxsym as js
-from jaxsym.alignment import align
+from jaxsym.alignment import align, ensemble, merge, nearest, repaired
 from jaxsym.alignment.ascent import stack
 from jaxsym.alignment.blocks import Scores, blocks, places, scores
 from jaxsym.studies.architectures import CATALOGUE
@@ -271,6 +271,28 @@ class TestWhatIsRefused:
         _, sym, a = mlp((3, 5, 2), "relu")
         with pytest.raises(ValueError, match=r"align: settled is .*, expected a part of what is left, from 0"):
             align(sym, a, a, settled=settled)
+
+    @pytest.mark.parametrize("restarts", [1.5, "2", True, -1])
+    def test_restarts_that_are_no_number(self, restarts):
+        _, sym, a = mlp((3, 5, 2), "relu")
+        with pytest.raises(ValueError, match=r"align: got .* restarts and a key, expected a whole number from 0 on"):
+            align(sym, a, a, restarts=restarts, key=jax.random.key(0))
+
+    def test_keys_among_the_parameters(self):
+        """No numbers of a network: they cannot be averaged, nor brought to the host as such."""
+        net, x = js.models.MLP((4, 1), "relu"), jnp.ones((5, 3))
+        a = net.init(jax.random.key(0), x) | {"rng": jax.random.key(1)}
+        sym = js.discover(lambda params, x: net.apply({"params": params["params"]}, x), a, x)
+        two = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), a)
+        for name, act in {
+            "align: a": lambda: align(sym, a, a),
+            "merge": lambda: merge(sym, two),
+            "ensemble": lambda: ensemble(sym, two),
+            "nearest: a": lambda: nearest(sym, a, a),
+            "repaired": lambda: repaired(net.apply, a, two, (x,)),
+        }.items():
+            with pytest.raises(TypeError, match=f"{name}: rng is a PRNG key, expected parameters alone: leave it out"):
+                act()
 
     def test_no_group(self):
         with pytest.raises(TypeError, match="align: sym is of type str"):

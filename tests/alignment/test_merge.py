@@ -100,8 +100,11 @@ def test_two_networks_onto_one_are_an_alignment():
     ("options", "said"),
     [
         ({"reference": 2}, "merge: reference is 2, expected the number of one of the 2 networks"),
+        ({"reference": True}, "merge: reference is True, expected the number of one"),
+        ({"reference": 0.5}, "merge: reference is 0.5, expected the number of one"),
         ({"weights": [1.0]}, "merge: weights are .* expected 2 positive numbers"),
         ({"weights": [1.0, 0.0]}, "merge: weights are .* expected 2 positive numbers"),
+        ({"weights": "equal"}, "merge: weights are 'equal', expected 2 positive numbers"),
     ],
 )
 def test_options_that_are_refused(options, said):

@@ -393,6 +393,8 @@ def test_what_is_refused():
         repaired(lambda p, x: x @ p, jnp.ones((3, 2)), jnp.ones((2, 3, 2)), (x,))
     with pytest.raises(ValueError, match=r"reestimated: apply\(params, \*inputs\) fails"):
         reestimated(net.apply, mean, (x[:, :2],))
+    with pytest.raises(ValueError, match="inputs: what the layers compute of them is not finite, or too large"):
+        repaired(net.apply, mean, networks, [(x,), (np.full_like(x, np.nan),)])
     sym = js.discover(net.apply, mean, x)
     for options in ({"repair": True}, {"apply": net.apply}, {"inputs": (x,), "repair": True}):
         with pytest.raises(ValueError, match="merge: repair and running statistics need both apply"):

@@ -131,7 +131,14 @@ class TestWhatIsRefused:
 
     def test_a_free_copy_that_is_lost(self):
         sym, _, a, b = two("relu", 3, 0)
+
+        def steep(params, key):
+            return jnp.sqrt((0 * jax.tree.leaves(params)[0]).sum())
+
         with pytest.raises(ValueError, match="free copy is not finite after 1 steps: give an optimizer"):
-            straight_through(
-                sym, lambda params, key: jnp.sqrt(-jnp.abs(jax.tree.leaves(params)[0]).sum()), a, b, jax.random.key(0)
-            )
+            straight_through(sym, steep, a, b, jax.random.key(0))
+
+    def test_a_loss_that_is_no_number(self):
+        sym, loss, a, b = two("relu", 3, 0)
+        with pytest.raises(ValueError, match="straight_through: loss halfway is nan at the start, expected a finite"):
+            straight_through(sym, lambda params, key: jnp.nan * loss(params, key), a, b, jax.random.key(0))
