@@ -5,10 +5,9 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
-from scipy import stats
 
 from jaxsym.studies.dropout_network import AVERAGES, CHAPTER, MEASURES, TOGETHER
-from jaxsym.studies.study import Claim, above, agreed, below, listed, refuted, run_counts
+from jaxsym.studies.study import Claim, above, agreed, below, interval, listed, refuted, run_counts
 
 
 def claims(figures: Mapping[str, Any]) -> list[Claim]:
@@ -76,13 +75,6 @@ def claims(figures: Mapping[str, Any]) -> list[Claim]:
             agreed([below(ratio, 1) for ratio in ratios.values()]),
         ),
     ]
-
-
-def interval(values: np.ndarray) -> list[float]:
-    """The mean over networks, and the ends of its 95 % t interval."""
-    reach = stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
-    mean = float(values.mean())
-    return [mean, mean - float(reach), mean + float(reach)]
 
 
 def summary(data: xr.Dataset) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import xarray as xr
-from jaxtyping import Array, PyTree
+from jaxtyping import Array, Float, PyTree
 from matplotlib.figure import Figure
 from scipy import stats
 
@@ -117,6 +117,16 @@ def agreed(verdicts: Iterable[bool | None]) -> bool | None:
     """
     found = list(verdicts)
     return False if False in found else True if found and None not in found else None
+
+
+def interval(values: Float[np.ndarray, " n"]) -> list[float]:
+    """The mean, and the ends of its 95 % interval by Student's t.
+
+    >>> interval(np.array([1.0, 2.0, 3.0]))[0]
+    2.0
+    """
+    mean, reach = values.mean(), stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
+    return [float(mean), float(mean - reach), float(mean + reach)]
 
 
 def below(interval: Sequence[float], bound: float = 0.0) -> bool | None:

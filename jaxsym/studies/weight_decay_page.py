@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from jaxsym import plots
-from jaxsym.studies.study import Picture, Section, Table, claims_table, listed, tally
+from jaxsym.studies.study import Picture, Section, Table, claims_table, interval, listed, tally
 from jaxsym.studies.weight_decay_summary import (
     FEW_ROWS,
     at_chosen,
@@ -17,7 +17,6 @@ from jaxsym.studies.weight_decay_summary import (
     claims,
     gap,
     hindsight,
-    mean,
     on_axis,
     regret,
     said,
@@ -101,16 +100,16 @@ def _strengths(data: xr.Dataset, summary: Mapping[str, Any]) -> Section:
     lower = without(data, "test_error") - at_chosen(data, "test_error", "L2")
     smaller = gap(data, None) - gap(data, "L2")
     more = at_chosen(data, "train_error", "L2") - without(data, "train_error")
-    if mean(smaller)[1] <= 0:
+    if interval(smaller)[1] <= 0:
         verdict = "L2 does not surely make the gap smaller"
-    elif mean(lower)[1] > 0:
+    elif interval(lower)[1] > 0:
         verdict = f"L2 makes the gap smaller, and the test error lower by {said(lower)}"
     else:
         verdict = f"L2 makes the gap smaller by {said(smaller)}, but not because it predicts better: the training error is higher by {said(more)}, and so is the test error, by {said(-lower)}"
-        if mean(lower)[2] >= 0:
+        if interval(lower)[2] >= 0:
             verdict = f"L2 makes the gap smaller by {said(smaller)}, but the test error is not surely lower (by {said(lower)}); the training error is higher by {said(more)}"
     helped = {
-        size: mean(without(data, "test_error", size) - at_chosen(data, "test_error", "L2", size))[1] > 0
+        size: interval(without(data, "test_error", size) - at_chosen(data, "test_error", "L2", size))[1] > 0
         for size in sizes
     }
     where = [f"{size}" for size, better in helped.items() if better]

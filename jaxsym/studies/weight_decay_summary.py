@@ -5,24 +5,17 @@ from typing import Any
 import numpy as np
 import xarray as xr
 from jaxtyping import Float
-from scipy import stats
 
-from jaxsym.studies.study import Claim, listed, refuted, run_counts
+from jaxsym.studies.study import Claim, interval, listed, refuted, run_counts
 
 FEW_ROWS = 20
 NEAR, OFTEN = 0.1, 0.9
 """A test error at most this share above the best in hindsight is near it; the share of draws in which it should be."""
 
 
-def mean(values: Float[np.ndarray, " draws"]) -> tuple[float, float, float]:
-    """Mean over draws, and its 95 % interval by Student's t."""
-    interval = stats.ttest_1samp(values, 0).confidence_interval(0.95)
-    return float(np.mean(values)), float(interval.low), float(interval.high)
-
-
 def said(values: Float[np.ndarray, " draws"]) -> str:
     """A mean with its interval."""
-    found, low, high = mean(values)
+    found, low, high = interval(values)
     return f"{found:.4g} ({low:.4g} to {high:.4g})"
 
 
@@ -84,12 +77,12 @@ def claims(data: xr.Dataset) -> list[Claim]:
             (
                 f"{penalty} with a strength chosen by validation shrinks the gap between test and training error ({FEW_ROWS} rows)",
                 f"from {np.mean(gap(data, None)):.4g} to {np.mean(gap(data, penalty)):.4g}, a difference of {said(saved)}",
-                mean(saved)[1] > 0,
+                interval(saved)[1] > 0,
             ),
             (
                 f"{penalty} with a strength chosen by validation lowers the test error ({FEW_ROWS} rows)",
                 f"from {np.mean(without(data, 'test_error')):.4g} to {np.mean(at_chosen(data, 'test_error', penalty)):.4g}, a difference of {said(lower)}",
-                mean(lower)[1] > 0,
+                interval(lower)[1] > 0,
             ),
         ]
     zeros = {penalty: float(np.mean(at_chosen(data, "zeros", penalty))) for penalty in ("L1", "L2")}
@@ -97,7 +90,8 @@ def claims(data: xr.Dataset) -> list[Claim]:
     largest = {name: data[name].sel(size=FEW_ROWS).isel(strength=-1) for name in ("train_error", "test_error")}
     under = {
         penalty: [
-            mean(largest[name].sel(penalty=penalty).values - at_chosen(data, name, penalty))[1] > 0 for name in largest
+            interval(largest[name].sel(penalty=penalty).values - at_chosen(data, name, penalty))[1] > 0
+            for name in largest
         ]
         for penalty in penalties
     }

@@ -216,6 +216,29 @@ def test_the_page_of_every_part(made):
     }
 
 
+def test_the_page_names_where_more_of_the_group_is_no_better(made):
+    """At one width by weights, nowhere by activations."""
+    heights = xr.DataArray([4.0, 3.0, 2.0, 1.0], dims="move") + 0.1 * made["barrier"]
+    where = (made.activation == "relu") & (made.width == 8) & (made.move == "weights")
+    made = made.assign_coords(pair=range(3))
+    made["barrier"] = heights.transpose(*made["barrier"].dims).where(~where, 3.5 + made.pair / 10)
+    said = {section.title: section for section in page(made, summary(made))}["Barriers against width"].paragraphs[-1]
+    assert said == (
+        "In the mean over pairs, the whole group by weights brings a higher barrier than permutations alone by weights for ReLU at width 8;"
+        " the whole group by activations brings a higher barrier than the whole group by weights nowhere."
+    )
+
+
+@pytest.mark.parametrize(("far", "verdict"), [(0.0, None), (5.0, True), (-5.0, False)])
+def test_wider_networks_have_lower_barriers_or_not(made, far, verdict):
+    shift = xr.DataArray([far, 0.0], dims="width")
+    made["barrier"] = (xr.zeros_like(made["barrier"]) + xr.DataArray([0.1, 0.2, 0.3], dims="pair") + shift).transpose(
+        *made["barrier"].dims
+    )
+    text = "The wider the networks, the lower the barrier after matching (ReLU, by activations)"
+    assert {claim: holds for claim, _, holds in claims(made)}[text] is verdict
+
+
 @pytest.mark.parametrize("side", [8, 28])
 @pytest.mark.parametrize("name", CATALOGUE)
 def test_architectures_read_images_of_any_side(name, side):

@@ -12,8 +12,9 @@ import xarray as xr
 import jaxsym as js
 from jaxsym import cli
 from jaxsym.studies import load
+from jaxsym.studies.study import interval
 from jaxsym.studies.weight_decay import PENALTIES, STRENGTHS, TRUE, Config, closed_ridge, drawn, measured, proximal
-from jaxsym.studies.weight_decay_summary import chosen, claims, hindsight, mean, on_axis, regret, rises
+from jaxsym.studies.weight_decay_summary import chosen, claims, hindsight, on_axis, regret, rises
 
 
 @pytest.fixture(scope="module")
@@ -192,7 +193,7 @@ def test_it_is_the_training_error_that_rises():
 def test_the_interval_of_a_mean_is_students():
     """Of 1, 2, 3, 4: the standard error is the root of 5/12, and 3.182446 the quantile of t with 3 degrees of freedom."""
     reach = 3.182446 * (5 / 12) ** 0.5
-    np.testing.assert_allclose(mean(np.arange(1.0, 5)), [2.5, 2.5 - reach, 2.5 + reach], rtol=1e-6)
+    np.testing.assert_allclose(interval(np.arange(1.0, 5)), [2.5, 2.5 - reach, 2.5 + reach], rtol=1e-6)
 
 
 def test_the_norm_is_a_trace(results, summary):
