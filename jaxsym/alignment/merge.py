@@ -126,17 +126,12 @@ def merge(
     if apply is not None and inputs is not None:
         average = mended(apply, average, tree.put(stacked, moved), inputs, share, given=stacked, repair=repair)
     parts = tuple(np.stack(parts) for parts in zip(*elements, strict=True))
-    return Merge(
-        average,
-        shown(parts),
-        np.array(history),
-    )
+    return Merge(average, shown(parts), np.array(history))
 
 
 def _mean(leaves: Leaves, share: np.ndarray) -> Leaves:
     """Weighted, over the leading axis; leaves that hold no real numbers are those of the first."""
-    parts = share / share.sum()
-    return {path: np.tensordot(parts, leaf, 1) if floating(leaf) else leaf[0] for path, leaf in leaves.items()}
+    return {path: np.tensordot(share, leaf, 1) if floating(leaf) else leaf[0] for path, leaf in leaves.items()}
 
 
 def _without(mean: Leaves, one: Leaves, part: float) -> Leaves:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable
 
 from jaxsym.alignment.blocks import Block, Sorting, blocks, inside, places, sortings
+from jaxsym.symmetry.factors import Factor
 from jaxsym.symmetry.group import Symmetry
 from jaxsym.symmetry.units import slots
 
@@ -23,9 +24,7 @@ class Plan:
         self.inside = {block: inside(block, self.blocks) for block in self.blocks}
         self.places = {block: places(sym, block) for block in self.blocks}
         self.paths = {block: {place.path for place in self.places[block]} for block in self.blocks}
-        self.local = all(factor.whole is None for factor in sym.factors) and not any(
-            slot.frame is not None for factor in sym.factors for slot in factor.slots
-        )
+        self.local = _local(sym.factors)
         """Whether every factor acts on its own leaves alone, and reads no others."""
         self.linear = {block: self._linear(block) for block in self.blocks}
         self.stirred = {
@@ -81,11 +80,7 @@ class Plan:
         """Some factors, on the leaves that they touch."""
         if order not in self._parts:
             factors = tuple(self.sym.factors[i] for i in order)
-            touched = {path for _, path, _ in slots(self.sym, order)}
-            if any(factor.whole is not None for factor in factors) or any(
-                slot.frame is not None for factor in factors for slot in factor.slots
-            ):
-                touched = set(self.sym.shapes)  # coefficients and gains are read from other leaves
+            touched = {path for _, path, _ in slots(self.sym, order)} if _local(factors) else self.sym.shapes.keys()
             shapes = {path: shape for path, shape in self.sym.shapes.items() if path in touched}
             self._parts[order] = Symmetry(factors, (), shapes)
         return self._parts[order]
@@ -119,3 +114,8 @@ class Plan:
             left.remove(block)
             holders.subtract(self.paths[block])
         return found
+
+
+def _local(factors: Iterable[Factor]) -> bool:
+    """Whether factors read no leaves but those that they act on: coefficients and gains may be in others."""
+    return all(factor.whole is None and all(slot.frame is None for slot in factor.slots) for factor in factors)

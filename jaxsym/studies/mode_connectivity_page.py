@@ -61,17 +61,18 @@ def _barriers(data: xr.Dataset, summary: Mapping[str, Any]) -> Section:
             values = np.maximum(own.sel(move=move).values, FLOOR)
             ax.plot(widths, values.mean(axis=1), "o-", color=colour, markersize=4, label=WORDS[move])
             ax.scatter(np.repeat(widths, values.shape[1]), values.ravel(), s=8, color=colour, alpha=0.5)
-        ax.set(title=activation, xlabel="width", ylabel="barrier of the training loss (nats)")
+        ax.set(title=WRITTEN.get(activation, activation), xlabel="width", ylabel="barrier of the training loss (nats)")
+        ax.set_yscale("log")
         plots.logarithmic(ax, "x")
-        plots.logarithmic(ax, "y")
         ax.set_xticks(widths, [str(width) for width in widths])
         ax.minorticks_off()
         for width in widths:
             at = data.sel(activation=activation, width=width)
-            rows.append((activation, str(width), *_means(at)))
+            rows.append((WRITTEN.get(activation, activation), str(width), *_means(at)))
     low, high = zip(*(ax.get_ylim() for ax in axes), strict=True)
     for ax in axes:
         ax.set_ylim(min(low), max(high))
+        plots.logarithmic(ax, "y")
     plots.legend(axes[0])
     last = int(widths[-1])
     return Section(
@@ -101,7 +102,7 @@ def _worse(data: xr.Dataset) -> str:
     mean = data["barrier"].mean("pair")
     cells = [
         (
-            f"{WRITTEN.get(str(activation), str(activation))} at width {width}",
+            f"{WRITTEN.get(str(activation), activation)} at width {width}",
             mean.sel(activation=activation, width=width),
         )
         for activation in data["activation"].values
@@ -174,7 +175,7 @@ def _architectures(data: xr.Dataset, summary: Mapping[str, Any]) -> Section:
         own = data.sel(architecture=name)
         end, middle = (f"{summary[f'{where}_accuracy_{name}']:.1%}" for where in ("endpoint", "midpoint"))
         said.append(
-            f"{NAMES[name]}: {summary[f'barrier_naive_{name}']:.3g} nats as they are, {summary[f'barrier_permutations_{name}']:.3g} after permutations alone,"
+            f"{NAMES[name][0].upper()}{NAMES[name][1:]}: {summary[f'barrier_naive_{name}']:.3g} nats as they are, {summary[f'barrier_permutations_{name}']:.3g} after permutations alone,"
             f" {summary[f'barrier_weights_{name}']:.3g} after the whole group by weights, {summary[f'barrier_activations_{name}']:.3g} by activations;"
             f" midway, after matching by activations, the test accuracy is {middle}, at the ends {end}."
         )

@@ -37,7 +37,7 @@ def claims(data: xr.Dataset) -> list[Claim]:
     better = int((whole < only).sum()), int((whole > only).sum())
     found.append(
         (
-            "The whole group lowers it further than its permutations alone",
+            "The whole group lowers the barrier further than its permutations alone, by weights",
             f"in {better[0]} pairs it does, in {better[1]} it is higher, of {whole.size}",
             _signed(*better),
         )
