@@ -192,7 +192,8 @@ def test_the_page_of_every_part(made):
     sections = {section.title: section for section in page(made, figures)}
     said = " ".join(sections["Other architectures"].paragraphs)
     for name in CATALOGUE:
-        assert f"{NAMES[name]}: {figures[f'barrier_naive_{name}']:.3g} nats as they are" in said
+        assert f"{NAMES[name][1:]}: {figures[f'barrier_naive_{name}']:.3g} nats as they are" in said
+    assert "Transformer: " in said
     assert (
         f"{figures['barrier_activations_cnn_anew']:.3g} by activations, and {figures['midpoint_accuracy_cnn_anew']:.1%} midway"
         in said
