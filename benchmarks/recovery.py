@@ -15,8 +15,9 @@ from rich.table import Table
 
 import jaxsym as js
 from jaxsym.catalogue import find
+from jaxsym.symmetry.draws import perturbed
 from jaxsym.symmetry.group import readable
-from jaxsym.symmetry.verify import perturbed, wide
+from jaxsym.symmetry.precision import wide
 from tests.symmetry.networks import BUILDERS
 
 BOUND = 1e-9

@@ -160,23 +160,30 @@ class Problem:
         return tuple(parts)
 
     def ascend(
-        self, walks: Walks, values: Float[np.ndarray, " networks"] | None = None, settled: float = SETTLED
+        self,
+        walks: Walks,
+        values: Float[np.ndarray, " networks"] | None = None,
+        settled: float = SETTLED,
+        free: Mapping[Block, Block] | None = None,
     ) -> list[list[float]]:
         """Move block after block until a pass gains nothing more; the values of each network's objective, the first of which may be known.
 
-        Blocks that share no leaf do not see one another: one after the other is the same as at once.
+        Blocks that share no leaf do not see one another: one after the other is the same as at once. Of some blocks parts alone may be ``free``.
         """
+        free = {block: block for block in self.plan.blocks} if free is None else free
         values = self.values(walks.leaves) if values is None else values
         history = [[value] for value in values.tolist()]
         going = np.ones(len(walks), bool)
-        stale = dict.fromkeys(self.plan.blocks, True)
+        stale = {block: bool(part.members) for block, part in free.items()}
         for _ in range(PASSES):
-            for block in self.plan.blocks:
+            for block, part in free.items():
                 if stale[block]:
-                    moved = self.move(block, walks, going)
+                    moved = self.move(block, walks, going, part)
                     stale[block] = moved and not self.plan.linear[block]
                     if moved:
-                        stale |= dict.fromkeys(self.plan.stirred[block], True)
+                        stale |= {
+                            other: bool(free[other].members) for other in self.plan.stirred[block] if other in free
+                        }
             before, values = values, np.maximum(values, self.values(walks.leaves))  # where it falls it is by rounding
             for i in np.flatnonzero(going):
                 history[i].append(float(values[i]))
@@ -185,19 +192,26 @@ class Problem:
                 break
         return history
 
-    def move(self, block: Block, walks: Walks, going: Bool[np.ndarray, " networks"] | None = None) -> bool:
-        """Move a block to where it is best, in those networks that go on and come nearer; whether there are any."""
+    def move(
+        self,
+        block: Block,
+        walks: Walks,
+        going: Bool[np.ndarray, " networks"] | None = None,
+        free: Block | None = None,
+    ) -> bool:
+        """Move a block, or what is free of it, to where it is best, in those networks that go on and come nearer; whether there are any."""
         going = np.ones(len(walks), bool) if going is None else going
+        free = block if free is None else free
         if self.plan.linear[block]:
             found = self._scores(block, walks.leaves)
             if found is None:
                 return False
-            parts = best(block, found)
-            better = going & _gained(block, found, parts)
+            parts = best(free, found)
+            better = going & _gained(free, found, parts)
             steps = [self._kept(parts, better)]
             moved = self.along(steps, walks.leaves) if better.any() else {}
         else:
-            steps = self._steps(block, walks.leaves)
+            steps = self._steps(block, walks.leaves, free)
             moved = self.along(steps, walks.leaves)
             paths = [path for path in self.real if moved[path] is not walks.leaves[path]]
             better = going & (self.values(moved, paths) > self.values(walks.leaves, paths))
@@ -255,12 +269,12 @@ class Problem:
             self._units[id(place)] = place.units(self.seen[place.path])
         return self._units[id(place)]
 
-    def _steps(self, block: Block, leaves: Leaves) -> list[Parts]:
-        """The best that a block can do, all others held but what is inside its units."""
-        inner = self.plan.inside[block]
-        if not inner or self.sym.factors[block.members[0]].size > NESTED:
+    def _steps(self, block: Block, leaves: Leaves, free: Block | None = None) -> list[Parts]:
+        """The best that a block, or what is free of it, can do, all others held but what is inside its units."""
+        free, inner = block if free is None else free, self.plan.inside[block]
+        if free.mover is None or not inner or self.sym.factors[block.members[0]].size > NESTED:
             found = self._scores(block, leaves)
-            return [] if found is None else [best(block, found)]
+            return [] if found is None else [best(free, found)]
         outer = self._outer(block, inner, leaves)
         return [outer, *self._inner(inner, self.along([outer], leaves))]
 
@@ -312,28 +326,19 @@ class Problem:
             yield [block for block in movers if len(block.classes) == depth]
 
     def matched(self, walks: Walks, similar: Callable[[Leaves, Sequence[Block]], Mapping[Block, Scores]]) -> Walks:
-        """Permutations and signs by what units compute, outer ones before what is inside them; then by weights signs that are not seen there, and rotations."""
+        """Permutations and signs by what units compute, outer ones before what is inside them; then by weights what is not seen there."""
+        free = {block: block for block in self.plan.blocks}
         for some in self.deeper():
             found = similar(first(walks.leaves), some)
             parts: Parts = {}
             for block, alike in found.items():
                 seen = alike.flipped.any()
                 parts |= best(block if seen else block._replace(sign=None), alike)
+                free[block] = block._replace(mover=None, sign=None if seen else block.sign)
             walks.go([parts], self.along([parts], walks.leaves))
-            for block in some:
-                if block.sign is not None and block.sign not in parts:
-                    self._upright(block, walks)
-        for block in self.plan.blocks:
-            if block.turn is not None:
-                self.move(block, walks)
+            self.ascend(walks, free={block: block for block in some if block not in found})
+        self.ascend(walks, free=free)
         return walks
-
-    def _upright(self, block: Block, walks: Walks) -> None:
-        """Signs alone, by weights."""
-        found = self._scores(block, walks.leaves)
-        if found is not None:
-            parts = best(block._replace(mover=None), found)
-            walks.go([parts], self.along([parts], walks.leaves))
 
     def _anchored(self, walks: Walks) -> Walks:
         """After block upon block by what is known of it: the leaves that no block moves which is still to come, but for units that could not be told apart."""

@@ -93,10 +93,9 @@ def ensemble(sym: Symmetry, stacked: PyTree, within: float = 1e-3) -> Ensemble:
             problem = Problem(sym, walks[first].leaves)
             moved, _, _ = problem.solve(walks[second], [given[j] for j in second], ways)
             found.append(problem.values(moved.leaves))
-        norms = -2 * Problem(sym, {path: np.zeros_like(leaf[:1]) for path, leaf in walks.leaves.items()}).values(
-            walks.leaves
-        )
-    apart = np.sqrt(-2 * np.concatenate(found))
+        real = [leaf.reshape(len(given), -1) for leaf in walks.leaves.values() if floating(leaf)]
+        norms = sum((leaf**2).sum(1, dtype=np.float64) for leaf in real)
+    apart = np.sqrt(2 * np.abs(np.concatenate(found)))
     links = scipy.cluster.hierarchy.linkage(apart, "single")
     within = max(
         within,

@@ -1,6 +1,6 @@
 """What is given: parameters, of one network or stacked, weights, batches of inputs; and results in the types of what was given."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -11,9 +11,12 @@ from jaxtyping import Float, PyTree
 from jaxsym import tree
 from jaxsym.symmetry.checks import expect_finite
 from jaxsym.symmetry.group import Element, Symmetry
+from jaxsym.symmetry.specs import apart
 from jaxsym.symmetry.units import Leaves, floating
 
 Batches = list[tuple[Any, ...]]
+KEPT = 1e-3
+"""Outputs that differ by less than this part of them are the same, in the precision in which networks are given."""
 
 
 def checked(sym: Symmetry, params: PyTree, name: str, *, narrowly: bool = False) -> Leaves:
@@ -70,6 +73,19 @@ def shown(element: Iterable[Any]) -> Element:
     """In the precision that is switched on."""
     wide = jnp.result_type(float)
     return tuple(jax.device_put([part.astype(wide) if floating(part) else part for part in map(np.asarray, element)]))
+
+
+def expect_kept(
+    apply: Callable[..., Any], sym: Symmetry, params: PyTree, inputs: tuple[Any, ...], what: str, advice: str
+) -> None:
+    """Refuse a function that computes something else once a network is moved by a random element."""
+    with jax.enable_x64(True):
+        wide, rows = tree.put(params, double(params)), jax.tree.map(np.asarray, inputs)
+        moved = sym.act(sym.sample(jax.random.key(0)), wide)
+        change = apart(*jax.device_get((apply(wide, *rows), apply(moved, *rows))))
+    if change > KEPT:
+        msg = f"{what} computes something else once a network is moved by the group (by {change:.1g} of its outputs): {advice}"
+        raise ValueError(msg)
 
 
 def unstacked(shapes: Mapping[str, tuple[int, ...]], stacked: PyTree, who: str) -> list[PyTree]:

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from jaxsym.alignment.ascent import SETTLED, Problem, Walks, first
-from jaxsym.alignment.given import batches, checked, narrow, restored, shown, whole
+from jaxsym.alignment.given import batches, checked, expect_kept, narrow, restored, shown, whole
 from jaxsym.alignment.nearest import nearest as closest
 from jaxsym.alignment.plan import Plan
 from jaxsym.alignment.similar import MEASURES, Similarity
@@ -64,10 +64,11 @@ def align(
     a, b
         Parameters of two networks, both of the shapes that the group was found on.
     objective
-        ``"weights"``: the least distance of the parameters. ``"activations"``: permutations by what the units compute, and signs where what they compute is turned around
-        by them; other signs, and rotations, by weights.
+        ``"weights"``: the least distance of the parameters. ``"activations"``: after that, permutations by what the units compute, and signs where what they compute is turned
+        around by them; all else by weights: other signs, rotations, and units that never leave a loop.
     apply, inputs
-        For activations: the function, and the inputs of ``apply(params, *inputs)`` as a tuple, or a list of such tuples, batches of one shape.
+        For activations: the function that the group was found for (of a network with running statistics that in training), and the inputs of
+        ``apply(params, *inputs)`` as a tuple, or a list of such tuples, batches of one shape.
     measure
         Of activations: ``"correlation"``, or ``"distance"`` (mean squared).
     key, restarts
@@ -86,7 +87,8 @@ def align(
     Raises
     ------
     TypeError, ValueError
-        If ``sym`` is no group or contains a user's own action, the parameters do not fit it or are not finite, or an option is none of those above.
+        If ``sym`` is no group or contains a user's own action, the parameters do not fit it or are not finite, an option is none of those above, or ``apply`` computes
+        something else once a network is moved.
 
     Notes
     -----
@@ -118,25 +120,26 @@ def align(
         for path in one.keys() ^ two.keys():
             msg = f"align: {path} is a leaf of {'a' if path in one else 'b'} alone; give two networks of one architecture."
             raise ValueError(msg)
+        similar = None
+        if objective == "activations" and apply is not None:
+            similar = Similarity(apply, sym, a, batches(inputs, "align"), measure)
+            advice = "pass the function that the group was found for; of a network with running statistics that is the one in training."
+            expect_kept(apply, sym, a, similar.batches[0], "align: apply", advice)
         frames = [balanced(sym, leaves) for leaves in (one, two)]
         ends = [Walks.begun(sym, [own], [g]) for own, g in zip((one, two), frames, strict=True)]
         if short and not plan.finite:
             ends = [end.narrowed() for end in ends]
         problem, walks = Problem(sym, ends[0].leaves), ends[1]
-        if objective == "activations" and apply is not None:
-            similar = Similarity(apply, sym, a, batches(inputs, "align"), measure)
-            history = [problem.values(walks.leaves)[0]]
+        further = (
+            [jax.device_get(sym.sample(each)) for each in jax.random.split(key, restarts)] if key is not None else []
+        )
+        start_of = lambda: [canonical_way(sym, frames[0], *(canonical_form(sym, own) for own in (one, two)))]  # noqa: E731
+        begun = problem.values(walks.leaves)[0]
+        walks, (history,), (start,) = problem.solve(walks, [two], start_of, further, settled)
+        if similar is not None:
             still = first(problem.a)
             problem.matched(walks, lambda leaves, some: similar.scores(still, leaves, some))
-            history, start = [*history, problem.values(walks.leaves)[0]], "activations"
-        else:
-            further = (
-                [jax.device_get(sym.sample(each)) for each in jax.random.split(key, restarts)]
-                if key is not None
-                else []
-            )
-            start_of = lambda: [canonical_way(sym, frames[0], *(canonical_form(sym, own) for own in (one, two)))]  # noqa: E731
-            walks, (history,), (start,) = problem.solve(walks, [two], start_of, further, settled)
+            history, start = [begun, problem.values(walks.leaves)[0]], "activations"
         if plan.finite:
             element, moved = walks.elements[0], first(walks.leaves)
         else:

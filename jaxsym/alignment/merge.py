@@ -124,7 +124,7 @@ def merge(
         moved = Walks.begun(sym, given, elements).leaves
     average = restored(networks[centre], _mean(moved, share))
     if apply is not None and inputs is not None:
-        average = mended(apply, average, tree.put(stacked, moved), inputs, share, given=stacked, repair=repair)
+        average = mended(apply, average, tree.put(stacked, moved), inputs, share, sym=sym, repair=repair)
     parts = tuple(np.stack(parts) for parts in zip(*elements, strict=True))
     return Merge(average, shown(parts), np.array(history))
 

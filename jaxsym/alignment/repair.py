@@ -8,14 +8,13 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from jaxsym import tree
-from jaxsym.alignment.given import Batches, batches, double, refuse_keys, restored, shares, unstacked
+from jaxsym.alignment.given import Batches, batches, double, expect_kept, refuse_keys, restored, shares, unstacked
 from jaxsym.symmetry.checks import checked, expect_values
+from jaxsym.symmetry.group import Symmetry
 from jaxsym.symmetry.layers import Leaf, Network, Units
 from jaxsym.symmetry.trace import trace
 from jaxsym.symmetry.units import Leaves, close
 
-KEPT = 1e-3
-"""Outputs that differ by less than this part of the largest are the same, in the precision in which networks are given."""
 Inputs = tuple[Any, ...] | list[tuple[Any, ...]]
 Moments = list[tuple[Float[np.ndarray, " units"], Float[np.ndarray, " units"]]]
 
@@ -160,12 +159,12 @@ def mended(
     inputs: Inputs,
     weights: Any,
     *,
-    given: PyTree,
+    sym: Symmetry,
     repair: bool,
 ) -> PyTree:
     """An average of networks with running statistics of its own, if it keeps any; repaired before, when asked for.
 
-    Refuses networks that were moved from ``given`` by what is no symmetry when statistics are computed anew.
+    Refuses a group that is none when statistics are computed anew.
     """
     rows = _expected(apply, params, inputs, "merge")
     if repair:
@@ -175,29 +174,14 @@ def mended(
         if not repair:
             raise ValueError(_nothing("merge"))
         return params
-    for number in range(2):
-        one, other = (jax.tree.map(lambda leaf: leaf[number], several) for several in (given, networks))  # noqa: B023
-        apart, size = _apart(apply, one, other, rows)
-        if apart > KEPT * size:
-            msg = (
-                f"merge: with running statistics computed anew, network {number} computes something else once it is moved (by {apart / size:.1g} of its outputs): this"
-                " group is that of fixed statistics. Discover the group in training, where each batch has its own, as"
-                " discover(lambda params, x: net.apply(params, x, train=True, mutable=['batch_stats'])[0], params, x), or leave out apply and inputs."
-            )
-            raise ValueError(msg)
+    advice = (
+        "this group is that of fixed statistics. Discover the group in training, where each batch has its own, as"
+        " discover(lambda params, x: net.apply(params, x, train=True, mutable=['batch_stats'])[0], params, x), or leave out apply and inputs."
+    )
+    anew = lambda params, *inputs: apply(_reestimated(apply, params, rows), *inputs)  # noqa: E731
+    one = jax.tree.map(lambda leaf: leaf[0], networks)
+    expect_kept(anew, sym, one, rows[0], "merge: with running statistics computed anew, apply", advice)
     return found
-
-
-def _apart(apply: Callable[..., Any], one: PyTree, other: PyTree, rows: Batches) -> tuple[float, float]:
-    """The largest difference of the outputs of two networks, each with statistics of its own, and the largest output."""
-    with jax.enable_x64(True):
-        ends = [tree.put(each, double(_reestimated(apply, each, rows))) for each in (one, other)]
-        inputs = jax.tree.map(np.asarray, rows[0])
-        first, second = (jax.tree.leaves(jax.device_get(apply(end, *inputs))) for end in ends)
-    pairs = list(zip(first, second, strict=True))
-    return tuple(
-        max(float(np.abs(side).max(initial=0)) for side in sides) for sides in ([x - y for x, y in pairs], first)
-    )  # type: ignore[return-value]
 
 
 def _nothing(who: str) -> str:

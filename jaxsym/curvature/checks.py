@@ -14,7 +14,7 @@ from jaxtyping import PyTree
 from jaxsym import tree
 from jaxsym.parallel.chunk import free_bytes, is_tracing
 from jaxsym.symmetry.checks import expect_finite
-from jaxsym.symmetry.verify import equations, narrowed, wide
+from jaxsym.symmetry.precision import equations, narrowed, wide
 
 
 def checked(loss: Callable[..., Any], params: PyTree, batch: tuple[Any, ...], who: str) -> None:

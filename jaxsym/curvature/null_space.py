@@ -33,10 +33,10 @@ from jaxsym.curvature.spectra import Point, computed, dense
 from jaxsym.parallel.chunk import is_tracing
 from jaxsym.symmetry.certify import GAP
 from jaxsym.symmetry.checks import expect_group
+from jaxsym.symmetry.draws import perturbed
 from jaxsym.symmetry.group import Symmetry
 from jaxsym.symmetry.scales import balancing_element
 from jaxsym.symmetry.units import numbers
-from jaxsym.symmetry.verify import perturbed
 
 SMALL = 1e-6
 """Eigenvalues below this part of the largest may count as zero: those below the widest gap there do."""

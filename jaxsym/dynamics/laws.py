@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from jaxsym import tree
 from jaxsym.symmetry.certify import kernel
-from jaxsym.symmetry.verify import narrowed, wide
+from jaxsym.symmetry.precision import narrowed, wide
 
 LARGEST = 3000
 """Monomials, at most: the equations are decomposed densely."""

@@ -17,8 +17,9 @@ from jaxsym.models import MLP
 from jaxsym.studies.conservation_page import page
 from jaxsym.studies.study import Clock, Progress, Study, chosen, expect, network_keys, run_counts
 from jaxsym.symmetry.discover import discover
+from jaxsym.symmetry.draws import perturbed
 from jaxsym.symmetry.group import Symmetry
-from jaxsym.symmetry.verify import perturbed, wide
+from jaxsym.symmetry.precision import wide
 from jaxsym.training import make_train
 
 ROWS, BATCH = 64, 16

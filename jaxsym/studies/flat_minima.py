@@ -19,9 +19,10 @@ from jaxsym.studies.flat_minima_page import SOLVED, page
 from jaxsym.studies.study import Clock, Progress, Study, chosen, expect, network_keys, run_counts
 from jaxsym.symmetry.count import duplicated_hessian_rank, linear_hessian_rank
 from jaxsym.symmetry.discover import discover
+from jaxsym.symmetry.draws import perturbed
 from jaxsym.symmetry.group import Symmetry
 from jaxsym.symmetry.paths import path_norm
-from jaxsym.symmetry.verify import perturbed, wide
+from jaxsym.symmetry.precision import wide
 from jaxsym.training import make_train
 
 ROWS = 100

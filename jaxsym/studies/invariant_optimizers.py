@@ -18,8 +18,8 @@ from jaxsym.studies.invariant_optimizers_page import page
 from jaxsym.studies.study import Clock, Progress, Study, expect, network_keys, run_counts
 from jaxsym.symmetry.discover import discover
 from jaxsym.symmetry.group import Symmetry
+from jaxsym.symmetry.precision import wide
 from jaxsym.symmetry.scales import balance
-from jaxsym.symmetry.verify import wide
 from jaxsym.training import make_train
 
 NET = MLP((16, 10), "relu")

@@ -25,7 +25,7 @@ from jaxsym.studies.mode_connectivity_page import page
 from jaxsym.studies.mode_connectivity_summary import MOVES, summary
 from jaxsym.studies.study import Clock, Progress, Study, chosen, expect, network_keys
 from jaxsym.symmetry.group import Symmetry
-from jaxsym.symmetry.verify import wide
+from jaxsym.symmetry.precision import wide
 
 ACTIVATIONS = ("relu", "tanh")
 LAYERS = 3

@@ -87,7 +87,7 @@ def _barriers(data: xr.Dataset, summary: Mapping[str, Any]) -> Section:
             Picture(
                 "barriers",
                 figure,
-                f"A dot is a pair, a line their mean. What is below {FLOOR:g} is drawn there.",
+                f"A dot is a pair, a line their mean.{_floored(data['barrier'])}",
                 f"Barrier of the training loss against the width for {listed(activations)}, in four ways of moving one network onto the other.",
             )
         ],
@@ -95,6 +95,11 @@ def _barriers(data: xr.Dataset, summary: Mapping[str, Any]) -> Section:
 
 
 FLOOR = 1e-3
+
+
+def _floored(values: xr.DataArray) -> str:
+    """What is said of values too small for a picture, where there are any."""
+    return f" What is below {FLOOR:g} is drawn there." if bool((values < FLOOR).any()) else ""
 
 
 def _worse(data: xr.Dataset) -> str:
@@ -209,7 +214,7 @@ def _architectures(data: xr.Dataset, summary: Mapping[str, Any]) -> Section:
             Table(
                 ("architecture", "parameters", "factors of the group", *(WORDS[move] for move in MOVES)),
                 about,
-                "What the group of each is made of, as it was found, and how far apart two networks are, moved in every way: means over pairs, statistics among the parameters.",
+                "What the group of each is made of, as it was found, and how far apart two networks are, moved in every way: means over pairs, statistics among the parameters. Matching by weights brings networks as close as can be where they are balanced, which need not be closer here.",
                 groups=(("", 3), ("distance", len(MOVES))),
             ),
         ],
@@ -321,7 +326,7 @@ def _plane(data: xr.Dataset) -> Section:
             Picture(
                 "plane",
                 figure,
-                f"The second network and the moved one are the same function. What is below {FLOOR:g} is drawn there.",
+                f"The second network and the moved one are the same function.{_floored(data['plane_loss'])}",
                 "Contours of the training loss on the plane through two networks and the second one after it was moved onto the first.",
             )
         ],

@@ -22,7 +22,8 @@ from jaxsym.studies.symmetry_zoo_page import page
 from jaxsym.symmetry import Factor, Symmetry, discover, lie_algebra, verify
 from jaxsym.symmetry.algebra import num_unknowns
 from jaxsym.symmetry.certify import GAP, LARGEST, RANK, Function, certify
-from jaxsym.symmetry.verify import perturbed, wide
+from jaxsym.symmetry.draws import perturbed
+from jaxsym.symmetry.precision import wide
 
 ALL = "all"
 QUICK = "relu,tanh,square,swiglu,tied autoencoder,weight norm"

@@ -19,7 +19,7 @@ from jaxsym.studies.study import Clock, Progress, Study, chosen, expect, network
 from jaxsym.studies.teleportation_page import page
 from jaxsym.symmetry.discover import discover
 from jaxsym.symmetry.group import Symmetry
-from jaxsym.symmetry.verify import wide
+from jaxsym.symmetry.precision import wide
 from jaxsym.training import make_train
 
 OPTIMIZERS: dict[str, Callable[[float], optax.GradientTransformation]] = {

@@ -107,7 +107,8 @@ class Symmetry:
         params
             The parameters, of which every leaf must be named.
         apply, inputs
-            The function that the permutations shall leave alone, and its inputs: without them only shapes are checked.
+            The function that the permutations shall leave alone, and its inputs: without them only shapes are checked. It is tried at other parameters and inputs,
+            too; where it returns few different values, as an argmax does, little can be told: give what comes before.
 
         Raises
         ------
@@ -123,16 +124,16 @@ class Symmetry:
         120
         """
         factors = specs.factors_of(spec, params)
-        sym = cls(factors, (), {path: np.shape(leaf) for path, leaf in tree.leaves(params).items()})
+        sym = cls(tuple(factors.values()), (), {path: np.shape(leaf) for path, leaf in tree.leaves(params).items()})
         if apply is None:
             return sym
         moves, named = [], []
-        for i, factor in enumerate(factors):
+        for i, (name, factor) in enumerate(factors.items()):
             rows = np.arange(factor.size)
             for order in (np.roll(rows, 1), np.concatenate([rows[:2][::-1], rows[2:]])):  # these two make all of them
                 g: Any = tuple(order if i == j else still for j, still in enumerate(sym.still()))
                 moves.append(functools.partial(sym.act, g))
-                named.append(_names(factor))
+                named.append(f"{name}, {_names(factor)},")
         specs.refute(apply, params, inputs, moves, named)
         return dataclasses.replace(sym, verified=True)
 

@@ -45,7 +45,7 @@ def run(equation: Equation, inputs: list[Array]) -> Any:
         assert equation.bind is not None
         results = equation.bind(*map(jnp.asarray, inputs))
         result = results[0] if isinstance(results, list | tuple) else results
-    return np.asarray(result) if on_host else result
+    return np.asarray(result) if on_host and not isinstance(result, jax.core.Tracer) else result
 
 
 def svd(matrix: Float[np.ndarray, "n m"], *, full: bool = False) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

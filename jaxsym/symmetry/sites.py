@@ -1,9 +1,11 @@
 """What the units of a group compute: the values of a program in which they appear, for given parameters and inputs."""
 
+import itertools
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from jaxsym import tree
@@ -27,7 +29,8 @@ Sites = dict[int, list[Float[Array, "*copies size samples"]]]
 def activations(apply: Callable[..., Any], sym: Symmetry, params: PyTree, *inputs: Any) -> Callable[..., Sites]:
     """A function ``(params, *inputs)`` to what the units of every permutation compute, for inputs of these shapes, in float64.
 
-    Units are seen where a linear map reads them; where none does, at the last value that holds them. Inside loops, what is stacked over the iterations.
+    Units are seen where a linear map reads them; where none does, at the last value that holds them. Inside loops nothing is seen but what leaves them: a
+    permutation whose units stay inside has no places.
 
     Raises
     ------
@@ -110,19 +113,41 @@ def _places(
     program: Program, shapes: Shapes, factor: Factor, values: Sequence[Value], readers: set[Value]
 ) -> list[tuple[Value, Slot]]:
     """The values that hold the units of a factor, and where."""
-    atoms = [_atoms(program, shapes, slot) for slot in factor.slots]
-    common = [atom for atom in atoms[0] if atom.size == factor.size and all(atom in other for other in atoms)]
+    common = _common(program, shapes, factor)
+    if common is None:
+        return []
+    *copies, units = common
     found = []
     for value in values:
-        if not shapes.knows(value):
+        if not shapes.knows(value) or not all(copy in _atoms(shapes, value) for copy in copies):
             continue
         for axis, own in enumerate(shapes.axes(value)):
             for number, leaf in enumerate(leaves(own)):
-                if leaf in common:
-                    found.append((value, axis, number, leaf))
-    read = [place for place in found if place[0] in readers] or found[-1:]
-    return [(value, slot_of(shapes, value, axis, number, [], 1.0)) for value, axis, number, _ in read]
+                if leaf is units:
+                    found.append((value, slot_of(shapes, value, axis, number, copies, 1.0)))
+    return [place for place in found if place[0] in readers] or found[-1:]
 
 
-def _atoms(program: Program, shapes: Shapes, slot: Slot) -> list[Atom]:
-    return leaves(shapes.axes(program.parameters["/".join(slot.path)])[slot.axis])
+def _common(program: Program, shapes: Shapes, factor: Factor) -> tuple[Atom, ...] | None:
+    """The atoms of a factor, copies before units: those by which its slots are what they are. None where there are no such ones in this program."""
+    slots = [(program.parameters["/".join(slot.path)], slot) for slot in factor.slots]
+    (value, _), *_ = slots
+    atoms = list(dict.fromkeys(_atoms(shapes, value)))
+    for some in itertools.permutations(atoms, len(factor.shape)):
+        if tuple(atom.size for atom in some) == factor.shape and all(_fits(shapes, *place, some) for place in slots):
+            return some
+    return None
+
+
+def _fits(shapes: Shapes, value: Value, slot: Slot, atoms: tuple[Atom, ...]) -> bool:
+    """Whether a slot holds these copies and units."""
+    *copies, units = atoms
+    if not all(copy in _atoms(shapes, value) for copy in copies):
+        return False
+    own = leaves(shapes.axes(value)[slot.axis])
+    tried = (slot_of(shapes, value, slot.axis, i, copies, 1.0) for i, leaf in enumerate(own) if leaf is units)
+    return any(np.array_equal(one.where, slot.where) and one.axes == slot.axes for one in tried)
+
+
+def _atoms(shapes: Shapes, value: Value) -> list[Atom]:
+    return [leaf for axis in shapes.axes(value) for leaf in leaves(axis)]

@@ -9,16 +9,18 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from jaxsym import tree
+from jaxsym.symmetry.draws import like, normal, nudged, perturbed
 from jaxsym.symmetry.factors import Factor, Slot
+from jaxsym.symmetry.precision import narrowed, tolerance, traced
 
 Axes = Mapping[str, Sequence[str | None]]
 """Path of a leaf -> for each axis the name of the permutation that acts on it, or None."""
-WRONG = 1e-6
-"""A relative change of the outputs by more than this, in float64, is none of rounding."""
+SHRINK = (1.0, 1 / 4, 1 / 16, 0.0)
+"""Where rounding decides, parameters and inputs are so much closer to the given ones; at last these."""
 
 
-def factors_of(spec: Any, params: PyTree) -> tuple[Factor, ...]:
-    """The permutations of a specification, checked against the shapes of the parameters.
+def factors_of(spec: Any, params: PyTree) -> dict[str, Factor]:
+    """The permutations of a specification by their names, checked against the shapes of the parameters.
 
     Raises
     ------
@@ -35,7 +37,7 @@ def factors_of(spec: Any, params: PyTree) -> tuple[Factor, ...]:
         for axis, name in enumerate(names):
             if name is not None:
                 places.setdefault(name, []).append((path, axis))
-    found = []
+    found = {}
     for number, (name, where) in enumerate(places.items()):
         (first, axis), *others = where
         size = shapes[first][axis]
@@ -47,8 +49,8 @@ def factors_of(spec: Any, params: PyTree) -> tuple[Factor, ...]:
                 )
                 raise ValueError(msg)
         slots = tuple(_slot(path, axis, size) for path, axis in where)
-        found.append(Factor("permutation", size, 1, slots, (size,), (number,)))
-    return tuple(found)
+        found[name] = Factor("permutation", size, 1, slots, (size,), (number,))
+    return found
 
 
 def refute(
@@ -58,28 +60,56 @@ def refute(
     moves: Sequence[Callable[[PyTree], PyTree]],
     named: Sequence[str],
 ) -> None:
-    """Refuse a move that changes the function, at random parameters near the given ones, in float64."""
-    with jax.enable_x64(True):
-        wide = lambda leaf: jnp.asarray(leaf, float) if jnp.issubdtype(jnp.result_type(leaf), jnp.floating) else leaf  # noqa: E731
-        given, seen = jax.tree.map(wide, (params, tuple(inputs)))
-        keys = jax.random.split(jax.random.key(0), len(jax.tree.leaves(given)))
-        noise = jax.tree.unflatten(jax.tree.structure(given), list(keys))
-
-        def shaken(leaf: Any, key: Any) -> Any:
-            floating = jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
-            return leaf + (0.1 + jnp.std(leaf)) * jax.random.normal(key, leaf.shape) if floating else leaf
-
-        point = jax.tree.map(shaken, given, noise)
-        outputs = jax.tree.leaves(apply(point, *seen))
-        for move, name in zip(moves, named, strict=True):
-            changed = jax.tree.leaves(apply(move(point), *seen))
-            apart = max((_apart(x, y) for x, y in zip(outputs, changed, strict=True)), default=0.0)
-            if not apart <= WRONG:
-                msg = (
-                    f"from_spec: {name} changes the function, by {apart:.1g} of its outputs: it is no symmetry of apply. Look for a leaf that"
-                    " it leaves out, a wrong axis, or units that may not be mixed, such as those of different heads; jaxsym.discover finds the right ones."
-                )
+    """Refuse a move that changes the function: near the given parameters and inputs, and where a network would begin, at random."""
+    closed, given, taken = traced(apply, params, tuple(inputs), "float64")
+    coarsest = max((taken, *narrowed(closed)), key=lambda dtype: float(jnp.finfo(dtype).eps))
+    fresh = jax.tree.map(_fresh, given)
+    with jax.enable_x64(taken == "float64"), jax.default_matmul_precision("highest"):
+        for trial, (start, strength) in enumerate([(given, 0.3), (given, 1.0), (fresh, 1.0)]):
+            found = _point(apply, jax.random.key(trial), start, strength, coarsest)
+            if found is None and start is given:
+                msg = "from_spec: apply returns NaN at the parameters and inputs that were given; give some at which it is defined."
                 raise ValueError(msg)
+            if found is None:
+                continue
+            point, rows, outputs, limit = found
+            for move, name in zip(moves, named, strict=True):
+                change = apart(outputs, apply(move(point), *rows))
+                if not change <= limit:
+                    msg = (
+                        f"from_spec: {name} changes the function, by {change:.1g} of its outputs: it is no symmetry of apply. Look for a leaf that"
+                        " it leaves out, a wrong axis, or units that may not be mixed, such as those of different heads; jaxsym.discover finds the right ones."
+                    )
+                    raise ValueError(msg)
+
+
+def _fresh(leaf: Any) -> Any:
+    """What noise makes a beginning of: 1 where all is positive, as gains and variances are, else 0."""
+    real = isinstance(leaf, np.ndarray) and jnp.issubdtype(leaf.dtype, jnp.floating)
+    return np.full_like(leaf, float((leaf > 0).all())) if real else leaf
+
+
+def _point(
+    apply: Callable[..., Any], key: Array, start: tuple[PyTree, Any], strength: float, coarsest: str
+) -> tuple[PyTree, Any, PyTree, float] | None:
+    """Parameters, inputs and outputs near some, and by how much outputs may change: as far away as rounding decides nothing; None where there are none."""
+    allowed, eps = tolerance(coarsest), float(jnp.finfo(coarsest).eps)
+    for shrink in SHRINK:
+        point, rows = perturbed(key, start, strength * shrink)
+        signs = normal(key, sum(leaf.size for leaf in jax.tree.leaves(point)))
+        rounded = jax.tree.map(lambda leaf, own: nudged(leaf, own, eps), point, like(point, signs))
+        outputs = apply(point, *rows)
+        rough = 8 * apart(outputs, apply(rounded, *rows))
+        if rough <= allowed:
+            break
+    missing = any(np.isnan(np.asarray(leaf, float)).any() for leaf in jax.tree.leaves(outputs))
+    return None if missing else (point, rows, outputs, max(allowed, rough))
+
+
+def apart(one: PyTree, other: PyTree) -> float:
+    """How far the outputs of two networks are apart at most, beside what most entries are like."""
+    pairs = zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
+    return max((_apart(x, y) for x, y in pairs), default=0.0)
 
 
 def _apart(one: Array, other: Array) -> float:

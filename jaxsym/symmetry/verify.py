@@ -10,23 +10,21 @@ import functools
 import itertools
 import math
 import statistics
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import ClosedJaxpr, Jaxpr
-from jax.extend.core import Literal as Constant
+from jax.extend.core import ClosedJaxpr
 from jaxtyping import Array, Float, Int, PyTree
 
 from jaxsym.catalogue import find
-from jaxsym.symmetry import draws
 from jaxsym.symmetry.checks import checked, expect_group, expect_values, refuse_empty
+from jaxsym.symmetry.draws import like, nudged, shifted
 from jaxsym.symmetry.group import Symmetry
 from jaxsym.symmetry.host import normal, uniform
-
-Precision = Literal["float64", "float32"]
+from jaxsym.symmetry.precision import Precision, narrowed, tolerance, traced
 
 LEVELS = {
     "function": "the outputs, at other inputs too",
@@ -50,7 +48,6 @@ EXPLAINED = 2.0
 """Changes of an output up to this times those by rounding are rounding."""
 _ELEMENT = 0.5  # standard deviation of the coordinates of a trial's element, in the Lie algebra
 _CHUNK = 64  # keys that are averaged over at once
-_LARGEST = 1e4  # what an entry adds at most to the size of its leaf
 
 
 class Verification(NamedTuple):
@@ -151,7 +148,7 @@ def verify(
     _check(inputs, level, num, num_keys)
     key = jax.random.key(0) if key is None else key
     try:
-        closed, start, taken = _traced(apply, params, inputs, precision)
+        closed, start, taken = traced(apply, params, inputs, precision)
     except Exception:
         checked(apply, params, inputs, "verify")  # says better what is wrong
         raise
@@ -170,78 +167,6 @@ def verify(
     limit = max(limits.tolerance, float(noises.flat[ratios.argmax()]))
     worst = [float(ratio) * limit for ratio in ratios.max(axis=0)]
     return Verification(max(worst), tuple(worst[1:]), bool(ratios.max() <= 1), limit, coarsest)
-
-
-def tolerance(dtype: Any) -> float:
-    """What rounding may do to the outputs of a right group: 1e-9 in float64, 1e-4 in float32, 16 units in the last place below.
-
-    >>> tolerance("float64"), tolerance("float32"), tolerance("bfloat16")
-    (1e-09, 0.0001, 0.125)
-    """
-    eps = float(jnp.finfo(dtype).eps)
-    if eps <= jnp.finfo("float64").eps:
-        return 1e-9
-    return max(1e-4, min(16 * eps, 0.25))  # beyond a quarter no wrong group would fail
-
-
-def wide(tree: PyTree, dtype: Any = "float64") -> PyTree:
-    """Floating leaves as float64, or another type; integers and keys as they are."""
-
-    def widen(leaf: Any) -> Any:
-        if (
-            isinstance(leaf, jax.Array)
-            and not isinstance(leaf, jax.core.Tracer)
-            and jnp.issubdtype(leaf.dtype, jnp.floating)
-        ):
-            return jnp.asarray(np.asarray(leaf).astype(dtype))  # on the host, where nothing compiles
-        leaf = jnp.asarray(leaf)
-        return leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
-
-    return jax.tree.map(widen, tree)
-
-
-def perturbed(key: Array, tree: PyTree, scale: float = 0.3) -> PyTree:
-    """Floating leaves plus noise, so that none is zero by accident; positive ones stay positive, integers and keys as they are.
-
-    The noise has ``scale`` times the root mean square of its leaf, or of what an initialiser would give a leaf that is zero.
-    """
-    tree = jax.tree.map(jnp.asarray, tree)
-    noise = draws.normal(key, sum(leaf.size for leaf in jax.tree.leaves(tree)))
-    if any(isinstance(leaf, jax.core.Tracer) for leaf in (noise, *jax.tree.leaves(tree))):
-        return jax.tree.map(lambda leaf, own: _shifted(leaf, own, scale), tree, _like(tree, noise))
-
-    def shifted(leaf: Array, own: np.ndarray) -> Array:  # on the host, where nothing compiles
-        floating = jnp.issubdtype(leaf.dtype, jnp.floating)
-        return jnp.asarray(_shifted(np.asarray(leaf), own, scale)) if floating else leaf
-
-    return jax.tree.map(shifted, tree, _like(tree, np.asarray(noise)))
-
-
-def _like(tree: PyTree, noise: Any) -> PyTree:
-    """Cut one draw into leaves."""
-    leaves, structure = jax.tree.flatten(tree)
-    ends = np.cumsum([leaf.size for leaf in leaves])
-    return jax.tree.unflatten(
-        structure, [noise[end - leaf.size : end].reshape(leaf.shape) for end, leaf in zip(ends, leaves, strict=True)]
-    )
-
-
-def _shifted(leaf: Any, noise: Any, scale: float) -> Any:
-    """For NumPy arrays too, which need no compilation."""
-    if not (jnp.issubdtype(leaf.dtype, jnp.floating) and leaf.size):
-        return leaf
-    xp = leaf.__array_namespace__()
-    finite = xp.where(xp.isfinite(leaf), xp.clip(leaf, -_LARGEST, _LARGEST), 0)  # masks hold minus infinity
-    unit = xp.maximum(xp.sqrt(xp.mean(finite**2)), max(leaf.shape, default=1) ** -0.5)
-    grown = leaf * xp.exp(min(scale, 1) * noise)
-    return xp.where(xp.all(leaf > 0), grown, leaf + scale * unit * noise).astype(leaf.dtype)
-
-
-def _nudged(leaf: Any, noise: Any, eps: float) -> Any:
-    """One unit in the last place up or down."""
-    if not jnp.issubdtype(leaf.dtype, jnp.floating):
-        return leaf
-    return (leaf * np.where(noise < 0, 1 - eps, 1 + eps)).astype(leaf.dtype)
 
 
 def _settled(attempt: Callable[..., _Trial], key: str, strength: float) -> _Trial:
@@ -272,18 +197,18 @@ def _trial(
     shrink: float,
 ) -> _Trial:
     """Compare the outputs at one point: not moved; moved by all, by all after rounding, by rounding, and by one factor after the other."""
-    noise = _like(start, normal(f"{key} noise", sum(leaf.size for leaf in jax.tree.leaves(start))))
-    shifted = jax.tree.map(lambda leaf, own: _shifted(leaf, own, strength * shrink), start, noise)
-    params, inputs = shifted[0], shifted[1] if move_inputs else start[1]
+    noise = like(start, normal(f"{key} noise", sum(leaf.size for leaf in jax.tree.leaves(start))))
+    near = jax.tree.map(lambda leaf, own: shifted(leaf, own, strength * shrink), start, noise)
+    params, inputs = near[0], near[1] if move_inputs else start[1]
     size = sum(leaf.size for leaf in jax.tree.leaves(params))
-    signs = [noise[0], *(_like(params, normal(f"{key} nudge {number}", size)) for number in range(1, nudges))]
-    rounded = [jax.tree.map(lambda leaf, own: _nudged(leaf, own, limits.eps), params, own) for own in signs]
+    signs = [noise[0], *(like(params, normal(f"{key} nudge {number}", size)) for number in range(1, nudges))]
+    rounded = [jax.tree.map(lambda leaf, own: nudged(leaf, own, limits.eps), params, own) for own in signs]
     units = uniform(f"{key} finite", sum(math.prod(factor.shape) for factor in sym.factors))
     element = sym.element(_ELEMENT * max(shrink, SHRINK[-2]) * normal(f"{key} continuous", sym.dim), units)
     still = sym.still()
     alone = [(*still[:i], part, *still[i + 1 :]) for i, part in enumerate(element)]
-    nudged = [pair for own in rounded for pair in ((element, own), (still, own))]
-    rows = [(element, params), *nudged, *((one, params) for one in alone)]
+    moved = [pair for own in rounded for pair in ((element, own), (still, own))]
+    rows = [(element, params), *moved, *((one, params) for one in alone)]
     sums = [np.zeros(0)] * 3
     for some in keys:
         base = np.asarray(run(params, inputs, some), float)
@@ -378,47 +303,6 @@ def _chunks(key: Array, num: int) -> list[Array]:
     """At least ``num`` keys, so many at once as are mapped together."""
     keys = jax.random.split(key, math.ceil(num / _CHUNK) * _CHUNK)
     return [keys[start : start + _CHUNK] for start in range(0, len(keys), _CHUNK)]
-
-
-def _traced(
-    apply: Callable[..., Any], params: PyTree, inputs: Any, precision: Precision
-) -> tuple[ClosedJaxpr, PyTree, Precision]:
-    """The jaxpr, parameters and inputs in this precision, or in float32 where the function refuses float64."""
-    with jax.enable_x64(precision == "float64"):
-        start = wide((params, tuple(inputs)), precision)
-        try:
-            return jax.make_jaxpr(apply)(start[0], *start[1]), jax.tree.map(_on_host, start), precision
-        except TypeError:  # carries of a fixed type, for instance
-            if precision == "float32":
-                raise
-    return _traced(apply, params, inputs, "float32")
-
-
-def _on_host(leaf: Array) -> Any:
-    return np.asarray(leaf) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
-
-
-def narrowed(closed: ClosedJaxpr) -> Iterator[str]:
-    """The floating types that an equation turns a finer one into, sub-jaxprs included."""
-    for equation in equations(closed.jaxpr):
-        sources = [_eps(v.aval.dtype) for v in equation.invars if not isinstance(v, Constant)]
-        for variable in equation.outvars:
-            if any(0 < source < _eps(variable.aval.dtype) for source in sources):
-                yield variable.aval.dtype.name
-
-
-def _eps(dtype: Any) -> float:
-    return float(jnp.finfo(dtype).eps) if jnp.issubdtype(dtype, jnp.floating) else 0.0
-
-
-def equations(jaxpr: Jaxpr) -> Iterator[Any]:
-    """All equations that compute something: those that call a sub-jaxpr stand for its own."""
-    for equation in jaxpr.eqns:
-        inner = [value for value in jax.tree.leaves(equation.params) if isinstance(value, ClosedJaxpr | Jaxpr)]
-        for value in inner:
-            yield from equations(value.jaxpr if isinstance(value, ClosedJaxpr) else value)
-        if not inner:
-            yield equation
 
 
 def _check(inputs: tuple[Any, ...], level: str, num: int, num_keys: int) -> None:

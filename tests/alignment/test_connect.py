@@ -7,7 +7,8 @@ import pytest
 
 import jaxsym as js
 from jaxsym.alignment import along, barrier, curve, orbit_path, plane
-from jaxsym.symmetry.verify import perturbed, wide
+from jaxsym.symmetry.draws import perturbed
+from jaxsym.symmetry.precision import wide
 from tests.symmetry.networks import BUILDERS
 
 

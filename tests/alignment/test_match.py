@@ -15,7 +15,8 @@ from jaxsym.alignment import align, ensemble, merge, nearest, repaired
 from jaxsym.alignment.ascent import stack
 from jaxsym.alignment.blocks import Scores, blocks, places, scores
 from jaxsym.studies.architectures import CATALOGUE
-from jaxsym.symmetry.verify import perturbed, wide
+from jaxsym.symmetry.draws import perturbed
+from jaxsym.symmetry.precision import wide
 from tests.symmetry.networks import BUILDERS
 
 QUICK = ("relu", "tanh", "swiglu", "radial", "attention", "rnn")

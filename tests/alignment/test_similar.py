@@ -8,7 +8,8 @@ import scipy.optimize
 
 import jaxsym as js
 from jaxsym.alignment import align
-from jaxsym.symmetry.verify import perturbed, wide
+from jaxsym.symmetry.draws import perturbed
+from jaxsym.symmetry.precision import wide
 from tests.symmetry.networks import BUILDERS
 
 SLOPES = {"relu": lambda z: np.maximum(z, 0), "tanh": np.tanh}

@@ -11,8 +11,9 @@ import jaxsym as js
 from jaxsym.curvature import Flat, checks, effective_dimension, flat, hessian, sharpness
 from jaxsym.curvature.null_space import ranked
 from jaxsym.symmetry.certify import GAP
+from jaxsym.symmetry.draws import perturbed
 from jaxsym.symmetry.paths import path_norm
-from jaxsym.symmetry.verify import perturbed, wide
+from jaxsym.symmetry.precision import wide
 
 KEY = jax.random.key(0)
 

@@ -9,7 +9,8 @@ from jax.flatten_util import ravel_pytree
 
 import jaxsym as js
 from jaxsym.curvature import block, empirical_fisher_vp, fisher_vp, ggn_vp, hvp
-from jaxsym.symmetry.verify import perturbed, wide
+from jaxsym.symmetry.draws import perturbed
+from jaxsym.symmetry.precision import wide
 
 NET = js.models.MLP((3, 2), "tanh")
 ROWS = 7

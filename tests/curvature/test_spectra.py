@@ -11,7 +11,7 @@ from jax.flatten_util import ravel_pytree
 import jaxsym as js
 from jaxsym.curvature import checks, density, ggn_vp, hessian, spectrum, trace
 from jaxsym.curvature.spectra import krylov
-from jaxsym.symmetry.verify import perturbed
+from jaxsym.symmetry.draws import perturbed
 
 X = jax.random.normal(jax.random.key(0), (20, 3))
 NET = js.models.MLP((4, 2), "tanh")

@@ -12,8 +12,9 @@ from jax.flatten_util import ravel_pytree
 import jaxsym as js
 from jaxsym.dynamics import charges, momenta
 from jaxsym.dynamics.noether import SOURCES
+from jaxsym.symmetry.draws import perturbed
 from jaxsym.symmetry.factors import CATALOGUE
-from jaxsym.symmetry.verify import perturbed, wide
+from jaxsym.symmetry.precision import wide
 from tests.symmetry.networks import BUILDERS, QUICK
 
 KEY = jax.random.key(3)

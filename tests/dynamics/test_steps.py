@@ -17,7 +17,8 @@ from jaxsym.dynamics import (
     oscillated,
     step_law,
 )
-from jaxsym.symmetry.verify import perturbed, wide
+from jaxsym.symmetry.draws import perturbed
+from jaxsym.symmetry.precision import wide
 from tests.symmetry.networks import BUILDERS
 
 KEY = jax.random.key(5)

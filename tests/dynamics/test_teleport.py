@@ -10,7 +10,8 @@ import pytest
 
 import jaxsym as js
 from jaxsym.dynamics import balancing, charges, path_sgd, teleport, teleporting
-from jaxsym.symmetry.verify import perturbed, wide
+from jaxsym.symmetry.draws import perturbed
+from jaxsym.symmetry.precision import wide
 from tests.symmetry.networks import BUILDERS
 
 KEY = jax.random.key(2)

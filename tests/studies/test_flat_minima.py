@@ -11,7 +11,8 @@ import pytest
 from jaxsym import cli
 from jaxsym.studies import load
 from jaxsym.studies.flat_minima import CLUSTERS, KINDS, SOLVED, Config, duplicated, group, outliers
-from jaxsym.symmetry.verify import perturbed, wide
+from jaxsym.symmetry.draws import perturbed
+from jaxsym.symmetry.precision import wide
 
 FEW = ("relu 3-4-2", "linear 3-4-2", "overparametrised tanh 3-16-1", "duplicated tanh 3-2-5-1")
 

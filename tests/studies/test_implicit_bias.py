@@ -12,7 +12,7 @@ import jaxsym as js
 from jaxsym import cli
 from jaxsym.studies import load
 from jaxsym.studies.implicit_bias import DECAYS, FITTED, KINDS, SINGULAR, Config, predicted, unbalanced
-from jaxsym.symmetry.verify import wide
+from jaxsym.symmetry.precision import wide
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,8 @@ from jaxsym.studies.architectures import CATALOGUE, FAMILIES
 from jaxsym.studies.study import silent
 from jaxsym.studies.symmetry_zoo import Config, many, written
 from jaxsym.studies.symmetry_zoo_page import pretty
-from jaxsym.symmetry.verify import perturbed, wide
+from jaxsym.symmetry.draws import perturbed
+from jaxsym.symmetry.precision import wide
 from tests.symmetry.networks import FACTORS
 
 NAMES = ("tanh", "square", "swiglu", "equinox")

@@ -23,9 +23,9 @@ from rich.console import Console
 from rich.progress import track
 
 import jaxsym as js
+from jaxsym.symmetry.precision import wide
 from jaxsym.symmetry.rules import CATALOGUE
 from jaxsym.symmetry.trace import trace
-from jaxsym.symmetry.verify import wide
 from tests.symmetry.programs import drawn
 
 PATIENCE = 60  # seconds, for one program or one of its measures

@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import jaxsym as js
-from jaxsym.symmetry.verify import perturbed, wide
+from jaxsym.symmetry.draws import perturbed
+from jaxsym.symmetry.precision import wide
 from tests.symmetry.networks import BUILDERS
 
 QUICK = ("attention",)

@@ -11,7 +11,8 @@ from jax.flatten_util import ravel_pytree
 
 import jaxsym as js
 from jaxsym.models import MLP, GatedMLP
-from jaxsym.symmetry.verify import perturbed, wide
+from jaxsym.symmetry.draws import perturbed
+from jaxsym.symmetry.precision import wide
 from tests.symmetry.networks import ATTENTION, Stream, normal
 
 ROWS = 2 * jax.random.normal(jax.random.key(0), (400, 4))

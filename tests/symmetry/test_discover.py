@@ -16,7 +16,9 @@ from jax.flatten_util import ravel_pytree
 
 import jaxsym as js
 from jaxsym.models import MLP, GatedMLP
-from jaxsym.symmetry.verify import Verification, perturbed, wide
+from jaxsym.symmetry.draws import perturbed
+from jaxsym.symmetry.precision import wide
+from jaxsym.symmetry.verify import Verification
 from tests.symmetry.networks import ATTENTION, BUILDERS, QUICK, Network, Stream, X, normal
 from tests.symmetry.wrong import WRONG, relu_group
 

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 import jaxsym as js
-from jaxsym.symmetry.verify import perturbed, wide
+from jaxsym.symmetry.draws import perturbed
+from jaxsym.symmetry.precision import wide
 from tests.symmetry.networks import KEY, SEQUENCE, X
 
 

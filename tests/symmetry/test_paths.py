@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 import jaxsym as js
+from jaxsym.symmetry.draws import perturbed
 from jaxsym.symmetry.paths import path_norm
-from jaxsym.symmetry.verify import perturbed
 
 X = jnp.ones((1, 3))
 

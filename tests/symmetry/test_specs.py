@@ -75,7 +75,9 @@ def test_what_shapes_tell(spec, said):
 )
 def test_what_only_the_function_tells(wrong):
     js.Symmetry.from_spec(changed(**wrong), PARAMS)
-    with pytest.raises(ValueError, match=r"the permutation of .* changes the function, by .* of its outputs"):
+    with pytest.raises(
+        ValueError, match=r"from_spec: P\d?, the permutation of .*, changes the function, by .* of its outputs"
+    ):
         js.Symmetry.from_spec(changed(**wrong), PARAMS, NET.apply, X)
 
 
@@ -91,7 +93,7 @@ def test_units_of_different_heads_are_not_mixed():
     shapes = {"score": (4, 2), "value": (4, 6), "out": (6, 3)}
     params = {name: jax.random.normal(key, shape) for key, (name, shape) in zip(keys, shapes.items(), strict=True)}
     spec = {"score": (None, None), "value": (None, "V"), "out": ("V", None)}
-    with pytest.raises(ValueError, match=r"axis 1 of value, axis 0 of out changes the function.*different heads"):
+    with pytest.raises(ValueError, match=r"axis 1 of value, axis 0 of out, changes the function.*different heads"):
         js.Symmetry.from_spec(spec, params, apply, X)
 
 
@@ -134,3 +136,63 @@ def test_masked_outputs_hide_nothing(mask):
     assert js.Symmetry.from_spec({"u": (None, "P"), "v": ("P", None)}, params, apply, x).verified
     with pytest.raises(ValueError, match="changes the function"):
         js.Symmetry.from_spec({"u": (None, "P"), "v": (None, None)}, params, apply, x)
+
+
+def scaled(params, **factors):
+    """A network some of whose leaves are scaled, or shifted by a tuple's second number."""
+    leaves = js.tree.leaves(params)
+    for name, (factor, shift) in factors.items():
+        path = f"params/{name.replace('__', '/')}"
+        leaves[path] = factor * leaves[path] + shift
+    return js.tree.put(params, leaves)
+
+
+TANH = js.models.MLP((4, 4, 2), activation="tanh")
+
+
+@pytest.mark.parametrize(
+    ("spec", "params", "apply", "x"),
+    [
+        (changed(Dense_0__kernel=("IN", "P0")), PARAMS, NET.apply, jnp.ones((4, 4))),  # inputs that are all alike
+        (changed(Dense_0__kernel=(None, None)), PARAMS, NET.apply, jnp.zeros((1, 4))),  # ... that see no kernel
+        (changed(Dense_1__kernel=(None, "P1")), scaled(PARAMS, Dense_0__bias=(1, -10.0)), NET.apply, X),  # dead units
+        (
+            changed(Dense_0__bias=(None,)),
+            scaled(PARAMS, Dense_0__kernel=(300, 0.0)),
+            TANH.apply,
+            X[:1],
+        ),  # saturated ones
+        (changed(Dense_1__bias=(None,)), PARAMS, lambda p, x: 1 + 1e-7 * NET.apply(p, x), X),  # beside a large offset
+    ],
+)
+def test_a_point_at_which_little_is_seen_hides_no_mistake(spec, params, apply, x):
+    with pytest.raises(ValueError, match="changes the function"):
+        js.Symmetry.from_spec(spec, params, apply, x)
+
+
+def test_positive_leaves_stay_positive():
+    apply = lambda p, x: jax.nn.relu((x @ p["k"] - p["m"]) / jnp.sqrt(p["v"])) @ p["o"]  # noqa: E731
+    params = drawn({"k": (3, 4), "m": (4,), "o": (4, 2)}) | {"v": jnp.array([0.1, 0.5, 3.0, 0.2])}
+    spec = {"k": (None, "P"), "m": ("P",), "v": ("P",), "o": ("P", None)}
+    assert js.Symmetry.from_spec(spec, params, apply, X[:, :3]).verified
+    with pytest.raises(ValueError, match="changes the function"):
+        js.Symmetry.from_spec(spec | {"v": (None,)}, params, apply, X[:, :3])
+
+
+def test_a_function_that_refuses_float64():
+    def apply(p, x):
+        def step(h, row):
+            return jnp.tanh(row @ p["a"] + h @ p["b"]), None
+
+        return jax.lax.scan(step, jnp.zeros(4, jnp.float32), x)[0] @ p["c"]
+
+    params = drawn({"a": (4, 4), "b": (4, 4), "c": (4, 2)})
+    assert js.Symmetry.from_spec({"a": (None, "P"), "b": ("P", "P"), "c": ("P", None)}, params, apply, X).verified
+    with pytest.raises(ValueError, match="changes the function"):
+        js.Symmetry.from_spec({"a": (None, "P"), "b": (None, "P"), "c": ("P", None)}, params, apply, X)
+
+
+def test_outputs_that_are_no_numbers():
+    apply = lambda p, x: jnp.log(-jnp.abs(x @ p["u"])) @ p["v"]  # noqa: E731
+    with pytest.raises(ValueError, match="from_spec: apply returns NaN at the parameters and inputs that were given"):
+        js.Symmetry.from_spec({"u": (None, "P"), "v": ("P", None)}, drawn({"u": (4, 3), "v": (3, 2)}), apply, X)

@@ -10,7 +10,8 @@ import pytest
 from jax import lax
 
 import jaxsym as js
-from jaxsym.symmetry.verify import perturbed, wide
+from jaxsym.symmetry.draws import perturbed
+from jaxsym.symmetry.precision import wide
 from tests.symmetry.networks import IMAGES, KEY, X, normal
 
 SQUARE, MASK = normal(4, 4), jax.random.bernoulli(KEY, 0.5, (5, 3))

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 import jaxsym as js
-from jaxsym.symmetry.verify import perturbed, wide
+from jaxsym.symmetry.draws import perturbed
+from jaxsym.symmetry.precision import wide
 
 KEY = jax.random.key(0)
 X = jax.random.normal(KEY, (5, 3))
