@@ -13,6 +13,7 @@ import scipy.linalg
 from jaxtyping import Array, Float, PyTree
 
 from jaxsym import tree
+from jaxsym.alignment.given import expect_alike, whole
 from jaxsym.symmetry.checks import expect_group
 from jaxsym.symmetry.factors import CATALOGUE, Factor
 from jaxsym.symmetry.group import Element, Symmetry
@@ -80,9 +81,9 @@ def barrier(loss: Loss, a: PyTree, b: PyTree, num: int = 25) -> Barrier:
     >>> float(found.height)
     1.0
     """
-    _same("barrier", a, b)
-    if num < 3:
-        msg = f"barrier: num is {num}, expected at least 3 points: the two ends and one between."
+    expect_alike("barrier", a, b)
+    if not whole(num, 3):
+        msg = f"barrier: num is {num!r}, expected at least 3 points: the two ends and one between."
         raise ValueError(msg)
     shape = jax.eval_shape(loss, a)
     if getattr(shape, "shape", None) != ():
@@ -139,8 +140,8 @@ def orbit_path(sym: Symmetry, params: PyTree, g: Element, num: int = 25) -> PyTr
     Array(True, dtype=bool)
     """
     expect_group(sym, "orbit_path")
-    if num < 2:
-        msg = f"orbit_path: num is {num}, expected at least 2 points, the two ends."
+    if not whole(num, 2):
+        msg = f"orbit_path: num is {num!r}, expected at least 2 points, the two ends."
         raise ValueError(msg)
     sym.act(g, params)  # refuses what does not fit
     ways = [_way(factor, np.asarray(part)) for factor, part in zip(sym.factors, g, strict=True)]
@@ -161,7 +162,7 @@ def _way(factor: Factor, part: np.ndarray) -> Callable[[float], np.ndarray]:
     if factor.kind not in ("general_linear", "orthogonal"):
         return lambda t: t * part
     flat = part.reshape(-1, *part.shape[-2:]).astype(np.float64)
-    if (np.linalg.det(flat) <= 0).any():
+    if not (np.linalg.slogdet(flat).sign > 0).all():
         msg = f"orbit_path: g has a matrix of {name} whose determinant is not positive: no curve inside the orbit leads there."
         raise ValueError(msg)
     curves = [_turning(matrix) for matrix in flat]
@@ -243,10 +244,10 @@ def curve(
     >>> bool(bent < 0.3 * straight)
     True
     """
-    _same("curve", a, b)
+    expect_alike("curve", a, b)
     expect_keyed("curve", loss)
-    if steps < 1:
-        msg = f"curve: steps is {steps}, expected a number from 1 on."
+    if not whole(steps, 1):
+        msg = f"curve: steps is {steps!r}, expected a number from 1 on."
         raise ValueError(msg)
     tool = optax.adam(1e-2) if optimizer is None else optimizer
 
@@ -294,21 +295,25 @@ def plane(loss: Loss, a: PyTree, b: PyTree, c: PyTree, num: int = 25, margin: fl
     Raises
     ------
     ValueError
-        If the networks differ in a leaf or its shape, or lie on a line.
+        If the networks differ in a leaf or its shape, are not finite, or lie on a line, or ``num`` is less than 2.
 
     Notes
     -----
     *Source*: Garipov et al. 2018, arXiv:1802.10026, appendix A.3.
     """
-    _same("plane", a, b)
-    _same("plane", a, c)
+    expect_alike("plane", a, b)
+    expect_alike("plane", a, c)
+    if not whole(num, 2):
+        msg = f"plane: num is {num!r}, expected at least 2 points along each axis."
+        raise ValueError(msg)
     first, second = (jax.tree.map(_difference, other, a) for other in (b, c))
     length = jnp.sqrt(_inner(first, first))
     across = _inner(first, second) / length
     rest = jax.tree.map(lambda u, v: v - u * across / length, first, second)
     height = jnp.sqrt(_inner(rest, rest))
     if not (length > 0 and height > 1e-6 * length):
-        msg = "plane: the three networks lie on a line; take three that do not."
+        finite = bool(jnp.isfinite(length + across + height))
+        msg = f"plane: the three networks {'lie on a line; take three that do not' if finite else 'are not finite'}."
         raise ValueError(msg)
     points = jnp.array([[0, 0], [length, 0], [across, height]])
     low, high = points.min(0), points.max(0)
@@ -318,7 +323,12 @@ def plane(loss: Loss, a: PyTree, b: PyTree, c: PyTree, num: int = 25, margin: fl
     def at(place: Float[Array, " 2"]) -> Float[Array, ""]:
         x, y = place
         return loss(
-            jax.tree.map(lambda p, u, v: p + u * x / length + v * y / height if _real(p) else p, a, first, rest)
+            jax.tree.map(
+                lambda p, u, v: (p + u * x / length + v * y / height).astype(p.dtype) if _real(p) else p,
+                jax.tree.map(jnp.asarray, a),
+                first,
+                rest,
+            )
         )
 
     grid = jnp.stack(jnp.meshgrid(xs, ys), axis=-1)
@@ -330,8 +340,11 @@ def _real(leaf: Any) -> bool:
 
 
 def _difference(one: Any, other: Any) -> Any:
-    """0 where there are no real numbers."""
-    return jnp.subtract(one, other) if _real(one) else jnp.zeros(())
+    """At least in float32; 0 where there are no real numbers."""
+    if not _real(one):
+        return jnp.zeros(())
+    wide = jnp.promote_types(jnp.result_type(one, other), jnp.float32)
+    return jnp.asarray(one, wide) - jnp.asarray(other, wide)
 
 
 def _inner(one: PyTree, other: PyTree) -> Float[Array, ""]:
@@ -352,13 +365,3 @@ def expect_keyed(who: str, loss: Any) -> None:
     except TypeError as error:
         msg = f"{who}: loss{inspect.signature(loss)} does not take (params, key): {error}; a loss without a key is lambda params, key: loss(params)."
         raise TypeError(msg) from error
-
-
-def _same(who: str, a: PyTree, b: PyTree) -> None:
-    """Refuse networks of different shapes."""
-    one, two = ({path: np.shape(leaf) for path, leaf in tree.leaves(params).items()} for params in (a, b))
-    for path in dict.fromkeys((*one, *two)):
-        if one.get(path) != two.get(path):
-            said = [f"has shape {shapes[path]}" if path in shapes else "is missing" for shapes in (one, two)]
-            msg = f"{who}: {path} {said[0]} in the first network and {said[1]} in the second; take two networks of one architecture."
-            raise ValueError(msg)

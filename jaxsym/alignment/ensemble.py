@@ -38,7 +38,8 @@ def ensemble(sym: Symmetry, stacked: PyTree, within: float = 1e-3) -> Ensemble:
     """Move every network of an ensemble onto every other one, all pairs at once, and tell which are one function.
 
     What :func:`jaxsym.align` does by weights, with both ends where translations are undone, rescalings balanced and bases orthonormal: there the least distance does
-    not depend on which of two networks is moved, nor on where on its orbit a network lies. Of two the second is moved.
+    not depend on which of two networks is moved, nor on where on its orbit a network lies. What is found may: of networks that are far apart, an ascent ends in one of
+    several places, some percent from another (recurrent and deep linear ones most). Of two the second is moved.
 
     Parameters
     ----------

@@ -15,13 +15,17 @@ from jaxsym.symmetry.specs import apart
 from jaxsym.symmetry.units import Leaves, floating
 
 Batches = list[tuple[Any, ...]]
+SQUARED = (1e-12, 1e12)
+"""Between these sizes sums of squares are found in float32."""
+LEAST = 1e-9
+"""A weight is at least this part of all."""
 KEPT = 1e-3
 """Outputs that differ by less than this part of them are the same, in the precision in which networks are given."""
 
 
 def checked(sym: Symmetry, params: PyTree, name: str, *, narrowly: bool = False) -> Leaves:
     """The leaves on the host, in float64, or float32 if asked for; refuses those of another network, NaN and infinity."""
-    refuse_keys(params, name)
+    expect_numbers(params, name)
     try:
         leaves = sym.leaves(jax.tree.map(np.asarray, params))
     except ValueError as error:
@@ -39,9 +43,12 @@ def checked(sym: Symmetry, params: PyTree, name: str, *, narrowly: bool = False)
     return {path: leaf.astype(dtype, copy=False) if path in real else leaf for path, leaf in leaves.items()}
 
 
-def refuse_keys(params: PyTree, name: str) -> None:
+def expect_numbers(params: PyTree, name: str) -> None:
     """Refuse what cannot be averaged, nor brought to the host as numbers."""
     for path, leaf in tree.leaves(params).items():
+        if isinstance(leaf, jax.core.Tracer):
+            msg = f"{name}: {path} is a tracer: this runs on the host, call it outside of jit, grad and vmap."
+            raise TypeError(msg)
         if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             msg = f"{name}: {path} is a PRNG key, expected parameters alone: leave it out, and pass it to apply among the inputs."
             raise TypeError(msg)
@@ -53,14 +60,32 @@ def double(params: PyTree) -> Leaves:
     return {path: leaf.astype(np.float64) if floating(leaf) else leaf for path, leaf in host.items()}
 
 
-def whole(value: Any) -> bool:
-    """Whether it is a whole number from 0 on."""
-    return isinstance(value, int | np.integer) and not isinstance(value, bool) and bool(value >= 0)
+def whole(value: Any, least: int = 0) -> bool:
+    """Whether it is a whole number, large enough."""
+    return isinstance(value, int | np.integer) and not isinstance(value, bool) and bool(value >= least)
+
+
+def expect_alike(who: str, one: PyTree, other: PyTree) -> None:
+    """Refuse two networks with different leaves, or of different shapes, and complex ones."""
+    shapes = [{path: np.shape(leaf) for path, leaf in tree.leaves(params).items()} for params in (one, other)]
+    for path in dict.fromkeys((*shapes[0], *shapes[1])):
+        if shapes[0].get(path) != shapes[1].get(path):
+            said = [f"has shape {own[path]}" if path in own else "is missing" for own in shapes]
+            msg = f"{who}: {path} {said[0]} in the first network and {said[1]} in the second; take two networks of one architecture."
+            raise ValueError(msg)
+    for path, leaf in [*tree.leaves(one).items(), *tree.leaves(other).items()]:
+        if jnp.issubdtype(jnp.result_type(leaf), jnp.complexfloating):
+            msg = f"{who}: {path} is of type {jnp.result_type(leaf)}, expected real numbers: hold its real and imaginary parts in two leaves."
+            raise TypeError(msg)
 
 
 def narrow(params: PyTree) -> bool:
-    """Whether there is nothing in float64."""
-    return all(jnp.result_type(leaf) != np.float64 for leaf in jax.tree.leaves(params))
+    """Whether nothing is in float64, nor so large or small that its squares are not in float32."""
+    for leaf in map(np.asarray, jax.tree.leaves(params)):
+        size = float(np.abs(leaf).max(initial=0)) if floating(leaf) else 0.0
+        if leaf.dtype == np.float64 or not (size == 0 or SQUARED[0] < size < SQUARED[1]):
+            return False
+    return True
 
 
 def restored(params: PyTree, leaves: Leaves) -> PyTree:
@@ -90,15 +115,16 @@ def expect_kept(
 
 def unstacked(shapes: Mapping[str, tuple[int, ...]], stacked: PyTree, who: str) -> list[PyTree]:
     """Stacked networks one by one, with leaves of these shapes."""
-    refuse_keys(stacked, who)
+    expect_numbers(stacked, who)
     counts = {}
     for path, leaf in tree.leaves(stacked).items():
         shape = np.shape(leaf)
-        if path in shapes and shape[1:] == shapes[path] and shape:
+        own = shapes.get(path, shape[1:])
+        if shape and shape[1:] == own:
             counts[path] = shape[0]
-        elif path in shapes:
+        else:
             msg = (
-                f"{who}: {path} has shape {shape}, expected (networks, {', '.join(map(str, shapes[path]))}): stack the networks,"
+                f"{who}: {path} has shape {shape}, expected (networks, {', '.join(map(str, own))}): stack the networks,"
                 " jax.tree.map(lambda *leaves: jnp.stack(leaves), one, another)."
             )
             raise ValueError(msg)
@@ -116,8 +142,8 @@ def shares(weights: Any, count: int, who: str) -> Float[np.ndarray, " networks"]
         share = np.ones(count) if weights is None else np.asarray(weights, np.float64)
     except (TypeError, ValueError):
         share = np.empty(0)
-    if share.shape != (count,) or not (np.isfinite(share) & (share > 0)).all():
-        msg = f"{who}: weights are {weights!r}, expected {count} positive numbers, one a network."
+    if share.shape != (count,) or not (np.isfinite(share) & (share > LEAST * share.sum())).all():
+        msg = f"{who}: weights are {weights!r}, expected {count} positive numbers, one a network, of which none is less than {LEAST:g} of their sum."
         raise ValueError(msg)
     return share / share.sum()
 

@@ -10,7 +10,17 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from jaxsym.alignment.ascent import SETTLED, Problem, Walks, first
-from jaxsym.alignment.given import batches, checked, expect_kept, narrow, restored, shown, whole
+from jaxsym.alignment.given import (
+    batches,
+    checked,
+    expect_alike,
+    expect_kept,
+    expect_numbers,
+    narrow,
+    restored,
+    shown,
+    whole,
+)
 from jaxsym.alignment.nearest import nearest as closest
 from jaxsym.alignment.plan import Plan
 from jaxsym.alignment.similar import MEASURES, Similarity
@@ -110,6 +120,8 @@ def align(
     """
     expect_group(sym, "align")
     _expect(objective, apply, inputs, measure, key, restarts, settled)
+    for name, params in (("a", a), ("b", b)):
+        expect_numbers(params, f"align: {name}")
     with jax.enable_x64(True):
         plan = Plan.of(sym)
         short = plan.exact and narrow(a) and narrow(b)
@@ -117,9 +129,7 @@ def align(
             checked(sym, params, f"align: {name}", narrowly=short and plan.finite)
             for name, params in (("a", a), ("b", b))
         )
-        for path in one.keys() ^ two.keys():
-            msg = f"align: {path} is a leaf of {'a' if path in one else 'b'} alone; give two networks of one architecture."
-            raise ValueError(msg)
+        expect_alike("align", one, two)
         similar = None
         if objective == "activations" and apply is not None:
             similar = Similarity(apply, sym, a, batches(inputs, "align"), measure)

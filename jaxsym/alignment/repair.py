@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from jaxsym import tree
-from jaxsym.alignment.given import Batches, batches, double, expect_kept, refuse_keys, restored, shares, unstacked
+from jaxsym.alignment.given import Batches, batches, double, expect_kept, expect_numbers, restored, shares, unstacked
 from jaxsym.symmetry.checks import checked, expect_values
 from jaxsym.symmetry.group import Symmetry
 from jaxsym.symmetry.layers import Leaf, Network, Units
@@ -194,7 +194,7 @@ def _nothing(who: str) -> str:
 
 def _expected(apply: Callable[..., Any], params: PyTree, inputs: Inputs, who: str) -> Batches:
     """The batches; refuses what the function does not take."""
-    refuse_keys(params, who)
+    expect_numbers(params, who)
     rows = batches(inputs, who)
     checked(apply, params, rows[0], who)
     for each in rows:

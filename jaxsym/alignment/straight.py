@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, PyTree
 from jaxsym import tree
 from jaxsym.alignment.ascent import Problem, Walks, first, stack
 from jaxsym.alignment.connect import between, expect_keyed
-from jaxsym.alignment.given import checked, restored, shown
+from jaxsym.alignment.given import checked, restored, shown, whole
 from jaxsym.alignment.match import Alignment, align, balanced
 from jaxsym.symmetry.checks import expect_group
 from jaxsym.symmetry.group import Element, Symmetry
@@ -154,7 +154,7 @@ def straight_through(
 
 def _expect(loss: Any, steps: Any) -> None:
     expect_keyed("straight_through", loss)
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+    if not whole(steps, 1):
         msg = f"straight_through: steps is {steps!r}, expected a number from 1 on."
         raise ValueError(msg)
 

@@ -74,7 +74,7 @@ def _least(
     """Some rescalings, to the least sum of squares over the counted entries, and the gradient that is left.
 
     That sum is convex in the logarithms of the factors (a geometric programme). A unit that could shrink for ever, as its entries all grow with one
-    factor, gets squares that add up to 1 where ``pinned``, and stays as it is otherwise. So do units that can only shrink together, as those of a
+    factor, gets squares that add up to 1 where ``pinned`` (:func:`_targets`), and stays as it is otherwise. So do units that can only shrink together, as those of a
     recurrent layer that nothing reads: there the gradient vanishes while the steps of Newton's method do not.
 
     Notes
@@ -92,7 +92,7 @@ def _least(
     shrink = _each(sym, there, moving, lambda exponent: max(-exponent, 0.0))
     one_sided = {i: (shrink[i] == 0) * 1.0 - (grow[i] == 0) * 1.0 for i in moving}
     free = {i: (one_sided[i] == 0) | pinned for i in moving}
-    target = {i: jnp.where(grow[i] + shrink[i] > 0, one_sided[i], 0).astype(dtype) for i in moving}
+    target = _targets(sym, there, {i: jnp.where(grow[i] + shrink[i] > 0, one_sided[i], 0) for i in moving})
 
     def logs(point: Parts) -> dict[str, Array]:
         """The logarithm of each entry's factor."""
@@ -160,6 +160,25 @@ def _least(
     (point, _), _ = jax.lax.scan(again, (still, {i: ~free[i] for i in moving}), length=2)
     slope = relative(gradient(point), scaled(point)[0])
     return point, {i: jnp.where(free[i], slope[i], 0) for i in moving}
+
+
+def _targets(sym: Symmetry, there: Mapping[str, Array], one_sided: Parts) -> Parts:
+    """What the squares of units that could shrink for ever add up to, weighted by exponents; 0 for others.
+
+    It is 1 for each alone. Where several share entries, as a gain that a rescaling of its unit moves and one of the whole stream, not all can have 1: there it is
+    what entries would give of which those of each unit add up to 1, the units with the fewest first.
+    """
+    left, reference = dict(there), {path: jnp.zeros_like(entries) for path, entries in there.items()}
+    fewest = sorted(one_sided, key=lambda i: sum(slot.where.size for slot in sym.factors[i].slots) / one_sided[i].size)
+    for i in fewest:
+        own = _each(sym, left, [i], abs)[i]
+        part = jnp.where((one_sided[i] != 0) & (own > 0), 1 / jnp.where(own > 0, own, 1), 0)
+        for _, path, slot in slots(sym, [i]):
+            share = left[path] * spread(part, slot, sym.shapes[path], 0)
+            reference[path] = jnp.maximum(reference[path], share)
+        left = {path: jnp.where(reference[path] > 0, 0, entries) for path, entries in left.items()}
+    found = _each(sym, reference, list(one_sided), lambda exponent: exponent)
+    return {i: jnp.where(one_sided[i] != 0, found[i], 0).astype(found[i].dtype) for i in one_sided}
 
 
 def balance(sym: Symmetry, params: PyTree, norm: float = 2) -> PyTree:

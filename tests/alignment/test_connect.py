@@ -121,6 +121,43 @@ def test_networks_of_different_shapes_are_refused():
         barrier(well, one, one, num=2)
 
 
+def test_complex_leaves_are_refused():
+    one = {"w": jnp.array([1 + 1j, 2])}
+    loss = lambda p, *_: (jnp.abs(p["w"]) ** 2).sum()  # noqa: E731
+    for name, act in {
+        "barrier": lambda: barrier(loss, one, one),
+        "curve": lambda: curve(loss, one, one, jax.random.key(0)),
+        "plane": lambda: plane(loss, one, one, one),
+    }.items():
+        with pytest.raises(TypeError, match=f"{name}: w is of type complex64, expected real numbers"):
+            act()
+
+
+def test_a_plane_of_half_precision():
+    """Whose squares a sum in the type of its leaves does not hold."""
+    a, b, c = (jax.random.normal(jax.random.key(i), (300, 300), jnp.float16) for i in range(3))
+    found = plane(lambda w: (w.astype(jnp.float32) ** 2).mean(), a, b, c, num=3)
+    assert found.points[1, 0] == pytest.approx(float(jnp.linalg.norm(b.astype(float) - a.astype(float))), rel=1e-3)
+    with pytest.raises(ValueError, match="plane: the three networks are not finite"):
+        plane(lambda w: (w**2).sum(), a, b, c * jnp.nan)
+
+
+def test_an_element_whose_determinant_underflows():
+    sym = js.discover(
+        lambda p, x: x @ p["a"] @ p["b"], {"a": jnp.ones((60, 40)), "b": jnp.ones((40, 60))}, jnp.ones((1, 60))
+    )
+    params = {name: jax.random.normal(jax.random.key(i), shape) for i, (name, shape) in enumerate(sym.shapes.items())}
+    path = orbit_path(sym, params, (jnp.eye(40) * np.exp(-20.0),), num=2)
+    np.testing.assert_array_equal(path["a"][0], params["a"])
+
+
+@pytest.mark.parametrize("num", [10.0, "3", True])
+def test_numbers_of_points_that_are_none(num):
+    one = {"x": jnp.ones(2)}
+    with pytest.raises(ValueError, match=r"barrier: num is .*, expected at least 3 points"):
+        barrier(well, one, one, num=num)
+
+
 def test_leaves_that_are_not_real_stay():
     """Counters and flags, which a plane and a curve do not move."""
     point = lambda u, v: {"w": jnp.array([u, v]), "step": jnp.array(3), "on": jnp.array(True)}  # noqa: E731

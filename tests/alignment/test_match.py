@@ -240,6 +240,16 @@ def test_going_on_until_nothing_moves():
     assert closer
 
 
+@pytest.mark.parametrize("size", [1e-30, 1e25])
+def test_sizes_whose_squares_float32_does_not_hold(size):
+    net, sym, _ = mlp((3, 6, 2), "tanh")
+    a = jax.tree.map(lambda leaf: np.float32(size) * leaf, net.init(jax.random.key(0), np.ones((1, 3))))
+    moved = sym.act(sym.sample(jax.random.key(1)), a)
+    found = align(sym, a, moved)
+    jax.tree.map(np.testing.assert_array_equal, found.params, a)
+    assert found.distance == 0
+
+
 class TestWhatIsRefused:
     def test_another_architecture(self):
         _, sym, a = mlp((3, 5, 2), "relu")
@@ -251,8 +261,25 @@ class TestWhatIsRefused:
 
     def test_a_leaf_of_one_alone(self):
         _, sym, a = mlp((3, 5, 2), "relu")
-        with pytest.raises(ValueError, match="align: extra is a leaf of a alone"):
+        with pytest.raises(
+            ValueError, match=r"align: extra has shape \(2,\) in the first network and is missing in the second"
+        ):
             align(sym, a | {"extra": np.ones(2)}, a)
+
+    def test_a_leaf_that_the_group_does_not_know(self):
+        _, sym, a = mlp((3, 5, 2), "relu")
+        with pytest.raises(
+            ValueError, match=r"align: extra has shape \(1,\) in the first network and has shape \(4,\)"
+        ):
+            align(sym, a | {"extra": np.ones(1)}, a | {"extra": np.ones(4)})
+        two = jax.tree.map(lambda leaf: np.stack([leaf, leaf]), a) | {"extra": np.arange(5.0)}
+        with pytest.raises(ValueError, match="merge: got 2, 5 network"):
+            merge(sym, two)
+
+    def test_inside_a_transformation(self):
+        _, sym, a = mlp((3, 5, 2), "relu")
+        with pytest.raises(TypeError, match=r"align: a: params/.* is a tracer: this runs on the host"):
+            jax.jit(lambda a: align(sym, a, a).params)(a)
 
     def test_complex_numbers(self):
         sym = js.Symmetry.from_spec({"u": (None, "P"), "v": ("P", None)}, {"u": np.ones((2, 3)), "v": np.ones((3, 2))})

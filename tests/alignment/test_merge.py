@@ -104,6 +104,7 @@ def test_two_networks_onto_one_are_an_alignment():
         ({"reference": 0.5}, "merge: reference is 0.5, expected the number of one"),
         ({"weights": [1.0]}, "merge: weights are .* expected 2 positive numbers"),
         ({"weights": [1.0, 0.0]}, "merge: weights are .* expected 2 positive numbers"),
+        ({"weights": [1.0, 1e-17]}, "merge: weights are .* of which none is less than 1e-09 of their sum"),
         ({"weights": "equal"}, "merge: weights are 'equal', expected 2 positive numbers"),
     ],
 )

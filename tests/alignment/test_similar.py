@@ -1,5 +1,6 @@
 """Alignment by activations: assignments of correlations and distances that NumPy gives, too; batches; what was moved comes back."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +13,17 @@ from jaxsym.symmetry.draws import perturbed
 from jaxsym.symmetry.precision import wide
 from tests.symmetry.networks import BUILDERS
 
+LONG = (
+    "cnn",
+    "attention",
+    "causal attention",
+    "group norm",
+    "layer norm",
+    "experts",
+    "stacked layers",
+    "rnn",
+    "transformer",
+)
 SLOPES = {"relu": lambda z: np.maximum(z, 0), "tanh": np.tanh}
 
 
@@ -77,9 +89,7 @@ def test_batches_count_as_one(measure):
     assert any((np.asarray(one) != two).any() for one, two in zip(whole.element, other.element, strict=True))
 
 
-@pytest.mark.parametrize(
-    "name", ["relu", "tanh", *(pytest.param(name, marks=pytest.mark.long) for name in ("cnn", "attention", "rnn"))]
-)
+@pytest.mark.parametrize("name", ["relu", "tanh", *(pytest.param(name, marks=pytest.mark.long) for name in LONG)])
 def test_what_was_moved_comes_back(name):
     with jax.enable_x64(True):
         network = BUILDERS[name]()
@@ -90,6 +100,90 @@ def test_what_was_moved_comes_back(name):
         found = align(sym, params, moved, objective="activations", apply=network.apply, inputs=inputs)
         size = np.sqrt(sum(np.sum(np.square(leaf)) for leaf in jax.tree.leaves(params)))
         assert found.distance < 1e-8 * size
+
+
+class Grouped(nn.Module):
+    """Units in two groups, which are copies of one another."""
+
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(2)(nn.relu(nn.GroupNorm(num_groups=2)(nn.Dense(6)(x))))
+
+
+class Upright(nn.Module):
+    """Signs of inputs, which no permutation moves, behind LayerNorm."""
+
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(2)(nn.relu(nn.Dense(4)(nn.LayerNorm()(x))))
+
+
+class Causal(nn.Module):
+    """Attention with a mask that is made in the program."""
+
+    @nn.compact
+    def __call__(self, x):
+        mask = nn.make_causal_mask(jnp.ones(x.shape[:2]))
+        return nn.Dense(2)(nn.MultiHeadDotProductAttention(num_heads=2, qkv_features=4)(x, x, mask=mask))
+
+
+class Tilted(nn.Module):
+    """Batch statistics."""
+
+    @nn.compact
+    def __call__(self, x, train=True):
+        return nn.Dense(2)(nn.relu(nn.BatchNorm(use_running_average=not train)(nn.Dense(5)(x))))
+
+
+def experts(params, x):
+    return jnp.einsum("beh,eho->bo", jnp.tanh(jnp.einsum("bi,eih->beh", x, params["a"])), params["b"])
+
+
+def scanned(params, x):
+    """Residual layers whose hidden units never leave a loop."""
+    return jax.lax.scan(lambda h, layer: (h + jnp.tanh(h @ layer["a"]) @ layer["b"], None), x, params)[0]
+
+
+HIDDEN = {"a": (3, 3, 4), "b": (3, 4, 3)}
+
+
+@pytest.mark.parametrize(
+    ("net", "shape"),
+    [
+        (Grouped(), (40, 3)),
+        (scanned, (40, 3)),
+        *(
+            pytest.param(*one, marks=pytest.mark.long)
+            for one in [(Upright(), (40, 3)), (Causal(), (10, 5, 3)), (experts, (40, 3))]
+        ),
+    ],
+    ids=lambda value: getattr(value, "__name__", type(value).__name__),
+)
+def test_what_is_seen_and_what_is_not_comes_back(net, shape):
+    with jax.enable_x64(True):
+        x = np.asarray(jax.random.normal(jax.random.key(7), shape))
+        key = jax.random.key(1)
+        apply = net.apply if isinstance(net, nn.Module) else net
+        begun = net.init(key, x) if apply is not net else {n: jax.random.normal(key, s) for n, s in HIDDEN.items()}
+        params = jax.device_get(perturbed(jax.random.key(3), wide(begun), 1.0))
+        sym = js.discover(apply, params, x)
+        for seed in range(2):
+            moved = sym.act(jax.device_get(sym.sample(jax.random.key(seed))), params)
+            found = align(sym, params, moved, objective="activations", apply=apply, inputs=(x,))
+            size = np.sqrt(sum(np.sum(np.square(leaf)) for leaf in jax.tree.leaves(params)))
+            assert found.distance < 1e-8 * size
+
+
+def test_a_function_that_the_group_changes_is_refused():
+    """Running statistics stay where they are when a network in training is moved: in evaluation that is another function."""
+    net, x = Tilted(), np.asarray(jax.random.normal(jax.random.key(7), (40, 3)))
+    params = net.init(jax.random.key(0), x, train=False)
+    training = lambda params, x: net.apply(params, x, mutable=["batch_stats"])[0]  # noqa: E731
+    sym = js.discover(training, params, x)
+    evaluation = lambda params, x: net.apply(params, x, train=False)  # noqa: E731
+    with pytest.raises(ValueError, match=r"align: apply computes something else once a network is moved .*in training"):
+        align(sym, params, params, objective="activations", apply=evaluation, inputs=(x,))
+    assert align(sym, params, params, objective="activations", apply=training, inputs=(x,)).distance < 1e-5
 
 
 def test_signs_that_are_not_seen_are_those_of_weights():

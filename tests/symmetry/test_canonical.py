@@ -179,6 +179,26 @@ def test_a_unit_that_could_shrink_for_ever():
         np.testing.assert_allclose((forms[0]["params"]["Dense_0"]["kernel"] ** 2).sum(0), 1, rtol=1e-9)
 
 
+def test_units_that_share_what_could_shrink_for_ever():
+    """Gains that rescalings of their units move and one of the whole stream, before a change of basis: not all squares can add up to 1."""
+
+    def apply(p, x):
+        normed = lambda x: x / jnp.sqrt((x**2).mean(-1, keepdims=True))  # noqa: E731
+        h = x @ p["in"]
+        return normed(h + jax.nn.relu(normed(h) * p["gain"] @ p["up"]) @ p["down"]) @ p["out"]
+
+    shapes = {"in": (3, 4), "gain": (4,), "up": (4, 5), "down": (5, 4), "out": (4, 2)}
+    with jax.enable_x64(True):
+        params = {n: jax.random.normal(jax.random.key(i), shape) for i, (n, shape) in enumerate(shapes.items())}
+        sym = js.discover(apply, params, jax.random.normal(jax.random.key(9), (7, 3)))
+        assert sorted(f.size for f in sym.factors if f.kind == "scaling") == [1, 4, 5]
+        moved = [sym.act(sym.sample(jax.random.key(seed)), params) for seed in (1, 2)]
+        forms = [js.canonicalize(sym, one) for one in moved]
+        assert apart(*(form.params for form in forms)) < 1e-9
+        assert not any(tie.any() for form in forms for tie in form.ties)
+        assert js.align(sym, params, moved[0]).distance < 1e-9
+
+
 def test_the_distance_is_a_metric():
     with jax.enable_x64(True):
         _, sym, params = mlp((3, 4, 2), "relu")
