@@ -17,6 +17,8 @@ Axes = Mapping[str, Sequence[str | None]]
 """Path of a leaf -> for each axis the name of the permutation that acts on it, or None."""
 SHRINK = (1.0, 1 / 4, 1 / 16, 0.0)
 """Where rounding decides, parameters and inputs are so much closer to the given ones; at last these."""
+ROUGH = 1e-3
+"""Where outputs may change by more than this part of them, because rounding moves them so much, nothing is told."""
 
 
 def factors_of(spec: Any, params: PyTree) -> dict[str, Factor]:
@@ -63,15 +65,17 @@ def refute(
     """Refuse a move that changes the function: near the given parameters and inputs, and where a network would begin, at random."""
     closed, given, taken = traced(apply, params, tuple(inputs), "float64")
     coarsest = max((taken, *narrowed(closed)), key=lambda dtype: float(jnp.finfo(dtype).eps))
-    fresh = jax.tree.map(_fresh, given)
+    fresh, decided = jax.tree.map(_fresh, given), 0
     with jax.enable_x64(taken == "float64"), jax.default_matmul_precision("highest"):
         for trial, (start, strength) in enumerate([(given, 0.3), (given, 1.0), (fresh, 1.0)]):
-            found = _point(apply, jax.random.key(trial), start, strength, coarsest)
+            steps = [strength * shrink for shrink in SHRINK if shrink or start is given]
+            found = _point(apply, jax.random.key(trial), start, steps, coarsest)
             if found is None and start is given:
                 msg = "from_spec: apply returns NaN at the parameters and inputs that were given; give some at which it is defined."
                 raise ValueError(msg)
-            if found is None:
+            if found is None or found[-1] > ROUGH:
                 continue
+            decided += 1
             point, rows, outputs, limit = found
             for move, name in zip(moves, named, strict=True):
                 change = apart(outputs, apply(move(point), *rows))
@@ -81,6 +85,9 @@ def refute(
                         " it leaves out, a wrong axis, or units that may not be mixed, such as those of different heads; jaxsym.discover finds the right ones."
                     )
                     raise ValueError(msg)
+    if not decided:
+        msg = f"from_spec: rounding alone changes the outputs of apply by more than {ROUGH:g} of them, so that nothing can be told; give other parameters and inputs, or leave out apply."
+        raise ValueError(msg)
 
 
 def _fresh(leaf: Any) -> Any:
@@ -90,12 +97,12 @@ def _fresh(leaf: Any) -> Any:
 
 
 def _point(
-    apply: Callable[..., Any], key: Array, start: tuple[PyTree, Any], strength: float, coarsest: str
+    apply: Callable[..., Any], key: Array, start: tuple[PyTree, Any], strengths: Sequence[float], coarsest: str
 ) -> tuple[PyTree, Any, PyTree, float] | None:
     """Parameters, inputs and outputs near some, and by how much outputs may change: as far away as rounding decides nothing; None where there are none."""
     allowed, eps = tolerance(coarsest), float(jnp.finfo(coarsest).eps)
-    for shrink in SHRINK:
-        point, rows = perturbed(key, start, strength * shrink)
+    for strength in strengths:
+        point, rows = perturbed(key, start, strength)
         signs = normal(key, sum(leaf.size for leaf in jax.tree.leaves(point)))
         rounded = jax.tree.map(lambda leaf, own: nudged(leaf, own, eps), point, like(point, signs))
         outputs = apply(point, *rows)

@@ -196,3 +196,23 @@ def test_outputs_that_are_no_numbers():
     apply = lambda p, x: jnp.log(-jnp.abs(x @ p["u"])) @ p["v"]  # noqa: E731
     with pytest.raises(ValueError, match="from_spec: apply returns NaN at the parameters and inputs that were given"):
         js.Symmetry.from_spec({"u": (None, "P"), "v": ("P", None)}, drawn({"u": (4, 3), "v": (3, 2)}), apply, X)
+
+
+def test_outputs_that_are_all_rounding():
+    """A phase of which rounding moves many turns."""
+    apply = lambda p, x: jnp.sin(1e20 * (jnp.tanh(x @ p["u"]) @ p["v"]))  # noqa: E731
+    with pytest.raises(ValueError, match=r"from_spec: rounding alone changes the outputs of apply by more than 0.001"):
+        js.Symmetry.from_spec({"u": (None, "P"), "v": ("P", None)}, drawn({"u": (4, 3), "v": (3, 2)}), apply, X)
+
+
+def test_where_the_given_point_is_all_rounding_another_tells():
+    """A logistic map, iterated: networks one rounding apart are far apart after eighty steps, but not where all weights are small."""
+
+    def apply(p, x):
+        state = jax.nn.sigmoid(jnp.tanh(x @ p["u"]) @ p["v"])
+        return jax.lax.fori_loop(0, 80, lambda _, s: 3.99 * s * (1 - s), state)
+
+    params = drawn({"u": (4, 3), "v": (3, 2)})
+    assert js.Symmetry.from_spec({"u": (None, "P"), "v": ("P", None)}, params, apply, X).verified
+    with pytest.raises(ValueError, match="changes the function"):
+        js.Symmetry.from_spec({"u": (None, "P"), "v": (None, None)}, params, apply, X)
