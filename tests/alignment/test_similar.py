@@ -150,11 +150,10 @@ HIDDEN = {"a": (3, 3, 4), "b": (3, 4, 3)}
 @pytest.mark.parametrize(
     ("net", "shape"),
     [
-        (Grouped(), (40, 3)),
         (scanned, (40, 3)),
         *(
             pytest.param(*one, marks=pytest.mark.long)
-            for one in [(Upright(), (40, 3)), (Causal(), (10, 5, 3)), (experts, (40, 3))]
+            for one in [(Grouped(), (40, 3)), (Upright(), (40, 3)), (Causal(), (10, 5, 3)), (experts, (40, 3))]
         ),
     ],
     ids=lambda value: getattr(value, "__name__", type(value).__name__),
@@ -174,6 +173,20 @@ def test_what_is_seen_and_what_is_not_comes_back(net, shape):
             assert found.distance < 1e-8 * size
 
 
+def test_a_specification_that_is_wrong_is_refused():
+    """By the first function that sees it: its bias stays where it is."""
+    net, _, x, (a, b) = perceptrons("tanh", (6, 2))
+    axes = {
+        "Dense_0/kernel": (None, "P"),
+        "Dense_0/bias": (None,),
+        "Dense_1/kernel": ("P", None),
+        "Dense_1/bias": (None,),
+    }
+    with pytest.raises(ValueError, match=r"align: apply computes something else once a network is moved by the group"):
+        align(js.Symmetry.from_spec(axes, a), a, b, objective="activations", apply=net.apply, inputs=(x,))
+
+
+@pytest.mark.long
 def test_a_function_that_the_group_changes_is_refused():
     """Running statistics stay where they are when a network in training is moved: in evaluation that is another function."""
     net, x = Tilted(), np.asarray(jax.random.normal(jax.random.key(7), (40, 3)))
