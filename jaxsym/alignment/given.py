@@ -81,10 +81,14 @@ def expect_alike(who: str, one: PyTree, other: PyTree) -> None:
 
 def narrow(params: PyTree) -> bool:
     """Whether nothing is in float64, nor so large or small that its squares are not in float32."""
-    for leaf in map(np.asarray, jax.tree.leaves(params)):
-        size = float(np.abs(leaf).max(initial=0)) if floating(leaf) else 0.0
-        if leaf.dtype == np.float64 or not (size == 0 or SQUARED[0] < size < SQUARED[1]):
+    for leaf in jax.tree.leaves(params):
+        if isinstance(leaf, jax.core.Tracer) or jnp.result_type(leaf) == np.float64:
             return False
+        if jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
+            host = np.asarray(leaf)
+            size = max(float(host.max(initial=0)), -float(host.min(initial=0)))
+            if size != 0 and not SQUARED[0] < size < SQUARED[1]:
+                return False
     return True
 
 

@@ -15,7 +15,6 @@ from jaxsym.alignment.given import (
     checked,
     expect_alike,
     expect_kept,
-    expect_numbers,
     narrow,
     restored,
     shown,
@@ -120,8 +119,6 @@ def align(
     """
     expect_group(sym, "align")
     _expect(objective, apply, inputs, measure, key, restarts, settled)
-    for name, params in (("a", a), ("b", b)):
-        expect_numbers(params, f"align: {name}")
     with jax.enable_x64(True):
         plan = Plan.of(sym)
         short = plan.exact and narrow(a) and narrow(b)
@@ -129,7 +126,8 @@ def align(
             checked(sym, params, f"align: {name}", narrowly=short and plan.finite)
             for name, params in (("a", a), ("b", b))
         )
-        expect_alike("align", one, two)
+        if {path: leaf.shape for path, leaf in one.items()} != {path: leaf.shape for path, leaf in two.items()}:
+            expect_alike("align", one, two)
         similar = None
         if objective == "activations" and apply is not None:
             similar = Similarity(apply, sym, a, batches(inputs, "align"), measure)
