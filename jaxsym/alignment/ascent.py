@@ -6,15 +6,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from jaxsym.alignment.blocks import (
-    Block,
-    Place,
-    Scores,
-    assigned,
-    best,
-    scores,
-    sorted_distances,
-)
+from jaxsym.alignment.blocks import Block, Place, Scores, assigned, best, scores, sorted_distances
 from jaxsym.alignment.plan import Plan
 from jaxsym.symmetry.group import Element, Symmetry
 from jaxsym.symmetry.units import GOLDEN, Leaves, Parts, floating, framed, spread
@@ -178,7 +170,7 @@ class Problem:
         for _ in range(PASSES):
             for block, part in free.items():
                 if stale[block]:
-                    moved = self.move(block, walks, going, part)
+                    moved = self.move(block, part, walks, going)
                     stale[block] = moved and not self.plan.linear[block]
                     if moved:
                         stale |= {
@@ -192,16 +184,8 @@ class Problem:
                 break
         return history
 
-    def move(
-        self,
-        block: Block,
-        walks: Walks,
-        going: Bool[np.ndarray, " networks"] | None = None,
-        free: Block | None = None,
-    ) -> bool:
-        """Move a block, or what is free of it, to where it is best, in those networks that go on and come nearer; whether there are any."""
-        going = np.ones(len(walks), bool) if going is None else going
-        free = block if free is None else free
+    def move(self, block: Block, free: Block, walks: Walks, going: Bool[np.ndarray, " networks"]) -> bool:
+        """Move what is free of a block to where it is best, in those networks that go on and come nearer; whether there are any."""
         if self.plan.linear[block]:
             found = self._scores(block, walks.leaves)
             if found is None:
@@ -211,7 +195,7 @@ class Problem:
             steps = [self._kept(parts, better)]
             moved = self.along(steps, walks.leaves) if better.any() else {}
         else:
-            steps = self._steps(block, walks.leaves, free)
+            steps = self._steps(block, free, walks.leaves)
             moved = self.along(steps, walks.leaves)
             paths = [path for path in self.real if moved[path] is not walks.leaves[path]]
             better = going & (self.values(moved, paths) > self.values(walks.leaves, paths))
@@ -269,9 +253,9 @@ class Problem:
             self._units[id(place)] = place.units(self.seen[place.path])
         return self._units[id(place)]
 
-    def _steps(self, block: Block, leaves: Leaves, free: Block | None = None) -> list[Parts]:
-        """The best that a block, or what is free of it, can do, all others held but what is inside its units."""
-        free, inner = block if free is None else free, self.plan.inside[block]
+    def _steps(self, block: Block, free: Block, leaves: Leaves) -> list[Parts]:
+        """The best that what is free of a block can do, all others held but what is inside its units."""
+        inner = self.plan.inside[block]
         if free.mover is None or not inner or self.sym.factors[block.members[0]].size > NESTED:
             found = self._scores(block, leaves)
             return [] if found is None else [best(free, found)]
@@ -282,7 +266,7 @@ class Problem:
         """The best of what is inside some units, one block after the other."""
         found: list[Parts] = []
         for other in inner:
-            steps = self._steps(other, leaves)
+            steps = self._steps(other, other, leaves)
             leaves = self.along(steps, leaves)
             found += steps
         return found

@@ -81,7 +81,7 @@ def barrier(loss: Loss, a: PyTree, b: PyTree, num: int = 25) -> Barrier:
     >>> float(found.height)
     1.0
     """
-    expect_alike("barrier", a, b)
+    expect_alike("barrier", tree.leaves(a), tree.leaves(b))
     if not whole(num, 3):
         msg = f"barrier: num is {num!r}, expected at least 3 points: the two ends and one between."
         raise ValueError(msg)
@@ -244,7 +244,7 @@ def curve(
     >>> bool(bent < 0.3 * straight)
     True
     """
-    expect_alike("curve", a, b)
+    expect_alike("curve", tree.leaves(a), tree.leaves(b))
     expect_keyed("curve", loss)
     if not whole(steps, 1):
         msg = f"curve: steps is {steps!r}, expected a number from 1 on."
@@ -301,8 +301,8 @@ def plane(loss: Loss, a: PyTree, b: PyTree, c: PyTree, num: int = 25, margin: fl
     -----
     *Source*: Garipov et al. 2018, arXiv:1802.10026, appendix A.3.
     """
-    expect_alike("plane", a, b)
-    expect_alike("plane", a, c)
+    expect_alike("plane", tree.leaves(a), tree.leaves(b))
+    expect_alike("plane", tree.leaves(a), tree.leaves(c))
     if not whole(num, 2):
         msg = f"plane: num is {num!r}, expected at least 2 points along each axis."
         raise ValueError(msg)

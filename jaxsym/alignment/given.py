@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float, PyTree
 
 from jaxsym import tree
-from jaxsym.symmetry.checks import expect_finite
+from jaxsym.symmetry.checks import expect_concrete, expect_finite
 from jaxsym.symmetry.group import Element, Symmetry
 from jaxsym.symmetry.specs import apart
 from jaxsym.symmetry.units import Leaves, floating
@@ -31,10 +31,7 @@ def checked(sym: Symmetry, params: PyTree, name: str, *, narrowly: bool = False)
     except ValueError as error:
         msg = f"{name}: {error} Networks of two widths have no group in common: train both with one architecture."
         raise ValueError(msg) from error
-    for path, leaf in leaves.items():
-        if np.iscomplexobj(leaf):
-            msg = f"{name}: {path} is of type {leaf.dtype}, expected real numbers: hold its real and imaginary parts in two leaves."
-            raise TypeError(msg)
+    _expect_real(name, leaves)
     dtype = np.float32 if narrowly else np.float64
     real = [path for path, leaf in leaves.items() if floating(leaf)]
     for path in real:
@@ -46,9 +43,7 @@ def checked(sym: Symmetry, params: PyTree, name: str, *, narrowly: bool = False)
 def expect_numbers(params: PyTree, name: str) -> None:
     """Refuse what cannot be averaged, nor brought to the host as numbers."""
     for path, leaf in tree.leaves(params).items():
-        if isinstance(leaf, jax.core.Tracer):
-            msg = f"{name}: {path} is a tracer: this runs on the host, call it outside of jit, grad and vmap."
-            raise TypeError(msg)
+        expect_concrete(f"{name}: {path}", leaf)
         if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             msg = f"{name}: {path} is a PRNG key, expected parameters alone: leave it out, and pass it to apply among the inputs."
             raise TypeError(msg)
@@ -65,16 +60,22 @@ def whole(value: Any, least: int = 0) -> bool:
     return isinstance(value, int | np.integer) and not isinstance(value, bool) and bool(value >= least)
 
 
-def expect_alike(who: str, one: PyTree, other: PyTree) -> None:
+def expect_alike(who: str, one: Leaves, other: Leaves) -> None:
     """Refuse two networks with different leaves, or of different shapes, and complex ones."""
-    shapes = [{path: np.shape(leaf) for path, leaf in tree.leaves(params).items()} for params in (one, other)]
+    shapes = [{path: np.shape(leaf) for path, leaf in leaves.items()} for leaves in (one, other)]
     for path in dict.fromkeys((*shapes[0], *shapes[1])):
         if shapes[0].get(path) != shapes[1].get(path):
             said = [f"has shape {own[path]}" if path in own else "is missing" for own in shapes]
             msg = f"{who}: {path} {said[0]} in the first network and {said[1]} in the second; take two networks of one architecture."
             raise ValueError(msg)
-    for path, leaf in [*tree.leaves(one).items(), *tree.leaves(other).items()]:
-        if jnp.issubdtype(jnp.result_type(leaf), jnp.complexfloating):
+    for leaves in (one, other):
+        _expect_real(who, leaves)
+
+
+def _expect_real(who: str, leaves: Leaves) -> None:
+    """Refuse complex leaves."""
+    for path, leaf in leaves.items():
+        if np.iscomplexobj(leaf):
             msg = f"{who}: {path} is of type {jnp.result_type(leaf)}, expected real numbers: hold its real and imaginary parts in two leaves."
             raise TypeError(msg)
 

@@ -10,16 +10,7 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from jaxsym.alignment.ascent import SETTLED, Problem, Walks, first
-from jaxsym.alignment.given import (
-    batches,
-    checked,
-    expect_alike,
-    expect_kept,
-    narrow,
-    restored,
-    shown,
-    whole,
-)
+from jaxsym.alignment.given import batches, checked, expect_alike, expect_kept, narrow, restored, shown, whole
 from jaxsym.alignment.nearest import nearest as closest
 from jaxsym.alignment.plan import Plan
 from jaxsym.alignment.similar import MEASURES, Similarity
@@ -126,8 +117,7 @@ def align(
             checked(sym, params, f"align: {name}", narrowly=short and plan.finite)
             for name, params in (("a", a), ("b", b))
         )
-        if {path: leaf.shape for path, leaf in one.items()} != {path: leaf.shape for path, leaf in two.items()}:
-            expect_alike("align", one, two)
+        expect_alike("align", one, two)
         similar = None
         if objective == "activations" and apply is not None:
             similar = Similarity(apply, sym, a, batches(inputs, "align"), measure)
@@ -142,12 +132,11 @@ def align(
             [jax.device_get(sym.sample(each)) for each in jax.random.split(key, restarts)] if key is not None else []
         )
         start_of = lambda: [canonical_way(sym, frames[0], *(canonical_form(sym, own) for own in (one, two)))]  # noqa: E731
-        begun = problem.values(walks.leaves)[0]
         walks, (history,), (start,) = problem.solve(walks, [two], start_of, further, settled)
         if similar is not None:
             still = first(problem.a)
             problem.matched(walks, lambda leaves, some: similar.scores(still, leaves, some))
-            history, start = [begun, problem.values(walks.leaves)[0]], "activations"
+            history, start = [problem.values(leaves)[0] for leaves in (ends[1].leaves, walks.leaves)], "activations"
         if plan.finite:
             element, moved = walks.elements[0], first(walks.leaves)
         else:

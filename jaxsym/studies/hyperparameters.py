@@ -22,7 +22,7 @@ from jaxsym.data import Rows, Split, flattened
 from jaxsym.models.activation import CATALOGUE
 from jaxsym.studies.classifying import Parts, accuracy, load, take
 from jaxsym.studies.hyperparameters_page import CAP, CLEVER, UNLEARNT, claims, page
-from jaxsym.studies.study import Clock, Progress, Study, expect, network_keys, refuted, run_counts
+from jaxsym.studies.study import Clock, Progress, Study, expect, interval, network_keys, refuted, run_counts
 from jaxsym.sweep.search import Point, Searcher, Trial, parse, points
 from jaxsym.sweep.space import Axis, Interval
 from jaxsym.training import make_train, probes
@@ -366,8 +366,7 @@ LEAST = 1e-12
 def ratio(one: np.ndarray, other: np.ndarray, level: float = 0.95) -> list[float]:
     """Geometric mean of ``one / other`` over pairs, and the ends of its t interval."""
     logs = np.log(np.clip(one, LEAST, CAP)) - np.log(np.clip(other, LEAST, CAP))
-    reach = stats.t.ppf(0.5 + level / 2, len(logs) - 1) * logs.std(ddof=1) / np.sqrt(len(logs))
-    return [float(np.exp(logs.mean() + sign * reach)) for sign in (0, -1, 1)]
+    return [float(np.exp(value)) for value in interval(logs, level)]
 
 
 def together(losses: Sequence[np.ndarray]) -> np.ndarray:

@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
-from scipy import stats
 
 from jaxsym import plots
 from jaxsym.studies.polynomial_exact import population_loss
@@ -28,7 +27,7 @@ from jaxsym.studies.polynomial_summary import (
     sgd,
     spans,
 )
-from jaxsym.studies.study import Picture, Section, Table, claims_table, listed, tally
+from jaxsym.studies.study import Picture, Section, Table, claims_table, interval, listed, tally
 
 SHOWN = (1, 2, 3, 4, 5, 10, 20)
 CURVES = (1, 3, 20)
@@ -183,7 +182,7 @@ def _log(data: xr.Dataset, summary: Mapping[str, Any]) -> Section:
     rows, inside = [], []
     for degree in data["limit"].values:
         losses = data["limit_loss"].sel(limit=degree).values
-        low, high = stats.ttest_1samp(losses, 0).confidence_interval(0.95)
+        _, low, high = interval(losses)
         predicted = population_loss(int(degree))
         inside.append(bool(low <= predicted <= high))
         rows.append(

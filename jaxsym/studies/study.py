@@ -119,13 +119,16 @@ def agreed(verdicts: Iterable[bool | None]) -> bool | None:
     return False if False in found else True if found and None not in found else None
 
 
-def interval(values: Float[np.ndarray, " n"]) -> list[float]:
-    """The mean, and the ends of its 95 % interval by Student's t.
+def interval(values: Float[np.ndarray, " n"], level: float = 0.95) -> list[float]:
+    """The mean, and the ends of its interval by Student's t.
 
     >>> interval(np.array([1.0, 2.0, 3.0]))[0]
     2.0
     """
-    mean, reach = values.mean(), stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
+    mean, reach = (
+        values.mean(),
+        stats.t.ppf(0.5 + level / 2, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values)),
+    )
     return [float(mean), float(mean - reach), float(mean + reach)]
 
 

@@ -79,6 +79,13 @@ def expect_values(params: PyTree, inputs: tuple[Any, ...], who: str) -> None:
             raise ValueError(msg)
 
 
+def expect_concrete(path: str, leaf: Any) -> None:
+    """Refuse what is being traced."""
+    if isinstance(leaf, jax.core.Tracer):
+        msg = f"{path} is a tracer: this runs on the host, call it outside of jit, grad and vmap."
+        raise TypeError(msg)
+
+
 def expect_finite(
     path: str, leaf: Any, advice: str = "look for the step at which training diverged, or initialise it again"
 ) -> None:
@@ -103,9 +110,7 @@ def _check(apply: Callable[..., Any], params: PyTree, inputs: tuple[Any, ...]) -
 
 def _check_array(path: str, leaf: Any) -> None:
     dtype = _dtype(leaf)
-    if isinstance(leaf, jax.core.Tracer):
-        msg = f"{path} is a tracer: this runs on the host, call it outside of jit, grad and vmap."
-        raise TypeError(msg)
+    expect_concrete(path, leaf)
     if dtype is None or getattr(dtype, "kind", "") in tuple("OUSMm"):  # keys have no kind
         msg = f"{path} is {_kind(leaf)}, expected an array or a jax.ShapeDtypeStruct; close over what is no number{_module_hint(leaf)}."
         raise TypeError(msg)

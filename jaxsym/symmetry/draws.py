@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
+SHRINK = (1.0, 1 / 4, 1 / 16, 0.0)
+"""A trial that decides nothing is repeated with its perturbation so much smaller; at last with none."""
 LARGEST = 1e4
 """What an entry adds at most to the size of its leaf."""
 

@@ -68,6 +68,11 @@ def narrowed(closed: ClosedJaxpr) -> Iterator[str]:
                 yield variable.aval.dtype.name
 
 
+def coarsest_type(taken: str, closed: ClosedJaxpr) -> str:
+    """Of the type that a function is given, and those that it casts to."""
+    return max((taken, *narrowed(closed)), key=_eps)
+
+
 def _eps(dtype: Any) -> float:
     return float(jnp.finfo(dtype).eps) if jnp.issubdtype(dtype, jnp.floating) else 0.0
 

@@ -9,14 +9,12 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from jaxsym import tree
-from jaxsym.symmetry.draws import like, normal, nudged, perturbed
+from jaxsym.symmetry.draws import SHRINK, like, normal, nudged, perturbed
 from jaxsym.symmetry.factors import Factor, Slot
-from jaxsym.symmetry.precision import narrowed, tolerance, traced
+from jaxsym.symmetry.precision import coarsest_type, tolerance, traced
 
 Axes = Mapping[str, Sequence[str | None]]
 """Path of a leaf -> for each axis the name of the permutation that acts on it, or None."""
-SHRINK = (1.0, 1 / 4, 1 / 16, 0.0)
-"""Where rounding decides, parameters and inputs are so much closer to the given ones; at last these."""
 ROUGH = 1e-3
 """Where outputs may change by more than this part of them, because rounding moves them so much, nothing is told."""
 
@@ -64,7 +62,7 @@ def refute(
 ) -> None:
     """Refuse a move that changes the function: near the given parameters and inputs, and where a network would begin, at random."""
     closed, given, taken = traced(apply, params, tuple(inputs), "float64")
-    coarsest = max((taken, *narrowed(closed)), key=lambda dtype: float(jnp.finfo(dtype).eps))
+    coarsest = coarsest_type(taken, closed)
     fresh, decided = jax.tree.map(_fresh, given), 0
     with jax.enable_x64(taken == "float64"), jax.default_matmul_precision("highest"):
         for trial, (start, strength) in enumerate([(given, 0.3), (given, 1.0), (fresh, 1.0)]):

@@ -21,10 +21,10 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from jaxsym.catalogue import find
 from jaxsym.symmetry.checks import checked, expect_group, expect_values, refuse_empty
-from jaxsym.symmetry.draws import like, nudged, shifted
+from jaxsym.symmetry.draws import SHRINK, like, nudged, shifted
 from jaxsym.symmetry.group import Symmetry
 from jaxsym.symmetry.host import normal, uniform
-from jaxsym.symmetry.precision import Precision, narrowed, tolerance, traced
+from jaxsym.symmetry.precision import Precision, coarsest_type, tolerance, traced
 
 LEVELS = {
     "function": "the outputs, at other inputs too",
@@ -34,8 +34,6 @@ LEVELS = {
 }
 STRENGTHS = (0.3, 1.0, 3.0)
 """Of the perturbation in one trial after the other, relative to the size of a leaf."""
-SHRINK = (1.0, 1 / 4, 1 / 16, 0.0)
-"""A trial that decides nothing is repeated with its perturbation so much smaller; at last with none."""
 FALSE_ALARMS = 1e-4
 """How often a right group may fail at the distribution level."""
 LEAP = 1e4
@@ -153,7 +151,7 @@ def verify(
         checked(apply, params, inputs, "verify")  # says better what is wrong
         raise
     _check_outputs(closed, level)
-    coarsest = min((taken, *narrowed(closed)), key=lambda dtype: -float(jnp.finfo(dtype).eps))
+    coarsest = coarsest_type(taken, closed)
     count = sum(math.prod(aval.shape) for aval in closed.out_avals) * (len(sym.factors) + 1) * num
     quantile = -statistics.NormalDist().inv_cdf(FALSE_ALARMS / 2 / count)
     limits = _Limits(tolerance(coarsest), quantile, float(jnp.finfo(coarsest).eps))
