@@ -216,3 +216,19 @@ def test_where_the_given_point_is_all_rounding_another_tells():
     assert js.Symmetry.from_spec({"u": (None, "P"), "v": ("P", None)}, params, apply, X).verified
     with pytest.raises(ValueError, match="changes the function"):
         js.Symmetry.from_spec({"u": (None, "P"), "v": (None, None)}, params, apply, X)
+
+
+def test_a_step_that_rounding_seldom_crosses_refutes_nothing():
+    """Sums in another order lie on the other side of a step now and then; what is no symmetry changes the function at each point."""
+
+    def apply(p, x):
+        out = (jnp.tanh(x @ p["u"]) @ p["v"]).mean()
+        return out + jnp.floor(out * 2.0**50) % 2
+
+    for seed in range(25):  # four of them were refused
+        first, second = jax.random.split(jax.random.key(seed))
+        params = {"u": jax.random.normal(first, (4, 8)), "v": jax.random.normal(second, (8, 2))}
+        inputs = jax.random.normal(jax.random.key(5), (3, 4))
+        assert js.Symmetry.from_spec({"u": (None, "P"), "v": ("P", None)}, params, apply, inputs).verified
+        with pytest.raises(ValueError, match="changes the function"):
+            js.Symmetry.from_spec({"u": (None, "P"), "v": (None, None)}, params, apply, inputs)
