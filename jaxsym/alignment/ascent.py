@@ -1,5 +1,6 @@
 """Networks on their way along their orbits towards others, many at once, on the host: block after block to where it fits best, never further away."""
 
+import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -74,7 +75,9 @@ class Walks:
 
 
 def stack(networks: Sequence[Leaves]) -> Leaves:
-    """Leaves ``[networks, *leaf]``."""
+    """Leaves ``[networks, *leaf]``; of one network views."""
+    if len(networks) == 1:
+        return {path: np.asarray(leaf)[None] for path, leaf in networks[0].items()}
     return {path: np.stack([np.asarray(leaves[path]) for leaves in networks]) for path in networks[0]}
 
 
@@ -347,9 +350,8 @@ class Problem:
         for number, place in enumerate(self.plan.places[block]):
             if place.path in self.real and place.path in known:
                 units = self._stayed(place)
-                line = 0.5 + ((1 + number + np.arange(units.shape[-1])) * GOLDEN) % 1
-                sizes[place.odd] = sizes[place.odd] + (units**2).sum(-1)
-                marks[place.odd] = marks[place.odd] + (1 + number) * (units @ line.astype(units.dtype))
+                sizes[place.odd] = sizes[place.odd] + np.einsum("...i,...i->...", units, units)
+                marks[place.odd] = marks[place.odd] + units @ _line(number, units.shape[-1], units.dtype)
         size, mark = np.asarray(sizes[0] + sizes[1]), np.asarray(marks[0] + np.abs(marks[1]))
         tied = 4 * np.finfo(size.dtype).eps
         nothing = (size if block.sign is None else sizes[1]) <= tied**2 * size.max(-1, keepdims=True)
@@ -376,6 +378,13 @@ class Problem:
         other = self.towards(self.a)
         other.seen = seen
         return other
+
+
+@functools.lru_cache
+def _line(number: int, size: int, dtype: np.dtype) -> Float[np.ndarray, " size"]:
+    """So many numbers that tell units apart, others at each place."""
+    line = (1 + number) * (0.5 + ((1 + number + np.arange(size)) * GOLDEN) % 1)
+    return line.astype(dtype)
 
 
 def _gained(block: Block, found: Scores, parts: Parts) -> Bool[np.ndarray, " networks"]:

@@ -125,10 +125,10 @@ def scores(some: Iterable[Place], a: Callable[[Place], Any], b: Leaves) -> Score
     for place in some:
         product = a(place) @ place.units(b[place.path]).swapaxes(-1, -2)
         sums[place.odd] = product if sums[place.odd] is None else sums[place.odd] + product
-    shape = next(total for total in sums if total is not None).shape
+    some_sum = next(total for total in sums if total is not None)
     straight: Any
     flipped: Any
-    straight, flipped = [np.zeros(shape) if total is None else total for total in sums]
+    straight, flipped = [np.zeros_like(some_sum) if total is None else total for total in sums]
     return Scores(straight, flipped)
 
 

@@ -33,10 +33,10 @@ def checked(sym: Symmetry, params: PyTree, name: str, *, narrowly: bool = False)
         raise ValueError(msg) from error
     _expect_real(name, leaves)
     dtype = np.float32 if narrowly else np.float64
-    real = [path for path, leaf in leaves.items() if floating(leaf)]
-    for path in real:
-        if not np.isfinite(leaves[path]).all():
-            expect_finite(f"{name}: {path}", leaves[path])
+    real = {path for path, leaf in leaves.items() if floating(leaf)}
+    for path, leaf in leaves.items():
+        if path in real and not np.isfinite(leaf).all():
+            expect_finite(f"{name}: {path}", leaf)
     return {path: leaf.astype(dtype, copy=False) if path in real else leaf for path, leaf in leaves.items()}
 
 
@@ -83,9 +83,10 @@ def _expect_real(who: str, leaves: Leaves) -> None:
 def narrow(params: PyTree) -> bool:
     """Whether nothing is in float64, nor so large or small that its squares are not in float32."""
     for leaf in jax.tree.leaves(params):
-        if isinstance(leaf, jax.core.Tracer) or jnp.result_type(leaf) == np.float64:
+        kind = leaf.dtype if hasattr(leaf, "dtype") else jnp.result_type(leaf)
+        if isinstance(leaf, jax.core.Tracer) or kind == np.float64:
             return False
-        if jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
+        if jnp.issubdtype(kind, jnp.floating):
             host = np.asarray(leaf)
             size = max(float(host.max(initial=0)), -float(host.min(initial=0)))
             if size != 0 and not SQUARED[0] < size < SQUARED[1]:
@@ -95,14 +96,22 @@ def narrow(params: PyTree) -> bool:
 
 def restored(params: PyTree, leaves: Leaves) -> PyTree:
     """Leaves as parameters of the types that were given."""
-    named = {path: leaves[path].astype(jnp.result_type(leaf), copy=False) for path, leaf in tree.leaves(params).items()}
-    return tree.put(params, jax.device_put(named))
+    given, structure = jax.tree.flatten(params)
+    paths = tree.leaves(params)
+    typed = [leaves[path].astype(jnp.result_type(leaf), copy=False) for path, leaf in zip(paths, given, strict=True)]
+    return jax.tree.unflatten(structure, _placed(typed))
+
+
+@jax.jit
+def _placed(arrays: Any) -> Any:
+    """On the device: in one call for all of them, which ``jax.device_put`` takes one by one."""
+    return arrays
 
 
 def shown(element: Iterable[Any]) -> Element:
     """In the precision that is switched on."""
     wide = jnp.result_type(float)
-    return tuple(jax.device_put([part.astype(wide) if floating(part) else part for part in map(np.asarray, element)]))
+    return _placed(tuple(part.astype(wide) if floating(part) else part for part in map(np.asarray, element)))
 
 
 def expect_kept(
