@@ -89,13 +89,21 @@ def test_batches_count_as_one(measure):
     assert any((np.asarray(one) != two).any() for one, two in zip(whole.element, other.element, strict=True))
 
 
+def many(x):
+    """Fifty rows of random inputs, of integers those that were given."""
+    key, shape = jax.random.key(4), (50, *np.shape(x)[1:])
+    if jnp.issubdtype(jnp.result_type(x), jnp.integer):
+        return np.asarray(jax.random.randint(key, shape, 0, int(np.max(x)) + 1))
+    return np.asarray(jax.random.normal(key, shape))
+
+
 @pytest.mark.parametrize("name", ["relu", "tanh", *(pytest.param(name, marks=pytest.mark.long) for name in LONG)])
 def test_what_was_moved_comes_back(name):
     with jax.enable_x64(True):
         network = BUILDERS[name]()
         sym = js.discover(network.apply, network.params, *network.inputs)
         params = jax.device_get(perturbed(jax.random.key(3), wide(network.params), 1.0))
-        inputs = tuple(np.asarray(jax.random.normal(jax.random.key(4), (50, *np.shape(x)[1:]))) for x in network.inputs)
+        inputs = tuple(many(x) for x in network.inputs)
         moved = sym.act(jax.device_get(sym.sample(jax.random.key(5))), params)
         found = align(sym, params, moved, objective="activations", apply=network.apply, inputs=inputs)
         size = np.sqrt(sum(np.sum(np.square(leaf)) for leaf in jax.tree.leaves(params)))

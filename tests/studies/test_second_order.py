@@ -72,7 +72,7 @@ def test_graphs_grow_and_are_acyclic(results):
 
 def test_the_page_says_the_figures_and_needs_nothing_else(folder, summary):
     page = (folder / "report.html").read_text()
-    assert "a quick run" not in page
+    assert "second_order, a quick run: too small" in page
     for text in (
         f"{summary['hvp_over_gradient']:.2f} gradients",
         f"P^{summary['hessian_exponent']:.2f}",
