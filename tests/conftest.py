@@ -56,8 +56,11 @@ STUDIES = (
     "implicit_bias",
     "invariant_optimizers",
     "mode_connectivity",
+    "polynomial",
     "propagation",
+    "rescue",
     "second_order",
+    "symmetry_breaking",
     "teleportation",
     "titanic",
 )  # whose run is long, though small
@@ -80,6 +83,7 @@ SIBLINGS = {
         "test_sums_of_translations_in_which_coefficients_cancel[embedding, positions and a bias]",
         "test_sums_of_translations_in_which_coefficients_cancel[two biases before a gain]",
     ],
+    "test_group": ["test_elements_of_the_continuous_part_under_jit[norms]", "test_elements_under_vmap[norms]"],
     "test_match": ["test_the_group_acts_afterwards_as_before[group norm]"],
     "test_notebooks": ["test_a_notebook_runs[ensemble_sweep]", "test_a_notebook_runs[symmetry_and_training]"],
     "test_null_space": [
