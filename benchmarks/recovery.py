@@ -53,15 +53,21 @@ def main() -> None:
     options = parser.parse_args()
     console = Console(width=max(Console().width, 110))
     table = Table("network", "elements", "dim", "largest deviation", "start", "passes", "seconds")
-    lost = []
+    lost, refused = [], []
     with jax.enable_x64(True):
         for name in track(options.names or list(BUILDERS), "aligning", console=console):
-            row, deviation = recovered(name, options.elements)
+            try:
+                row, deviation = recovered(name, options.elements)
+            except ValueError as error:
+                refused.append(f"{name}: {error}")
+                continue
             table.add_row(*row)
             if not deviation < BOUND:
                 lost.append(name)
     console.print(table)
     console.print(f"{len(table.rows) - len(lost)} of {len(table.rows)} networks come back to {BOUND:g}.")
+    for said in refused:
+        console.print(f"refused: {said}", markup=False)
     if lost:
         console.print(f"not: {', '.join(lost)}", style="red")
     sys.exit(1 if lost else 0)

@@ -1,6 +1,6 @@
 """A permutation group written by hand: the specification that users of weight matching have, and what is wrong with it."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -19,6 +19,8 @@ ROUGH = 1e-3
 """Where outputs may change by more than this part of them, because rounding moves them so much, nothing is told."""
 ROUNDED = 3
 """How many points one rounding away tell how much that is."""
+AROUND = 8
+"""At how many points, each twice as far away as the one before, a change must be seen to be none of rounding."""
 
 
 def factors_of(spec: Any, params: PyTree) -> dict[str, Factor]:
@@ -65,6 +67,7 @@ def refute(
     """Refuse a move that changes the function: near the given parameters and inputs, and where a network would begin, at random."""
     closed, given, taken = traced(apply, params, tuple(inputs), "float64")
     coarsest = coarsest_type(taken, closed)
+    eps = float(jnp.finfo(coarsest).eps)
     fresh, decided = jax.tree.map(_fresh, given), 0
     with jax.enable_x64(taken == "float64"), jax.default_matmul_precision("highest"):
         for trial, (start, strength) in enumerate([(given, 0.3), (given, 1.0), (fresh, 1.0)]):
@@ -76,11 +79,9 @@ def refute(
             if found is None or found[-1] > ROUGH:
                 continue
             decided += 1
-            points, rows, outputs, limit = found
+            point, rows, limit = found
             for move, name in zip(moves, named, strict=True):
-                # what is no symmetry is none at each of the points; a step of rounding lies between few of them
-                changes = (apart(own, apply(move(point), *rows)) for point, own in zip(points, outputs, strict=True))
-                change = _least(changes, limit)
+                change = _change(apply, move, jax.random.key(trial), (point, rows), eps, limit)
                 if not change <= limit:
                     msg = (
                         f"from_spec: {name} changes the function, by {change:.1g} of its outputs: it is no symmetry of apply. Look for a leaf that"
@@ -98,33 +99,49 @@ def _fresh(leaf: Any) -> Any:
     return np.full_like(leaf, float((leaf > 0).all())) if real else leaf
 
 
-def _least(changes: Iterable[float], limit: float) -> float:
-    """The least of them, or the first that is within the limit; NaN where one is."""
-    least = np.inf
-    for change in changes:
-        least = min(change, least)
-        if least <= limit or np.isnan(least):
-            break
-    return least
-
-
 def _point(
     apply: Callable[..., Any], key: Array, start: tuple[PyTree, Any], strengths: Sequence[float], coarsest: str
-) -> tuple[list[PyTree], Any, list[PyTree], float] | None:
-    """Parameters one rounding apart, inputs, outputs, and by how much these may change: as far from the given ones as rounding decides nothing; None where outputs are NaN."""
+) -> tuple[PyTree, Any, float] | None:
+    """Parameters and inputs near some, and by how much outputs may change: as far away as rounding decides nothing; None where outputs are NaN."""
     allowed, eps = tolerance(coarsest), float(jnp.finfo(coarsest).eps)
     for strength in strengths:
         point, rows = perturbed(key, start, strength)
-        points = [point]
-        for trial in jax.random.split(key, ROUNDED):
-            signs = normal(trial, sum(leaf.size for leaf in jax.tree.leaves(point)))
-            points.append(jax.tree.map(lambda leaf, own: nudged(leaf, own, eps), point, like(point, signs)))
-        outputs = [apply(own, *rows) for own in points]
+        near = [_rounded(trial, point, eps) for trial in jax.random.split(key, ROUNDED)]
+        outputs = [apply(own, *rows) for own in (point, *near)]
         rough = 8 * max(apart(outputs[0], other) for other in outputs[1:])
         if rough <= allowed:
             break
     missing = any(np.isnan(np.asarray(leaf, float)).any() for leaf in jax.tree.leaves(outputs))
-    return None if missing else (points, rows, outputs, max(allowed, rough))
+    return None if missing else (point, rows, max(allowed, rough))
+
+
+def _change(
+    apply: Callable[..., Any],
+    move: Callable[[PyTree], PyTree],
+    key: Array,
+    at: tuple[PyTree, Any],
+    eps: float,
+    limit: float,
+) -> float:
+    """By how much a move changes the function: the least at some points, or the first within the limit.
+
+    What is no symmetry is none at each of them; a step that rounding crosses, as sums are taken in another order, lies beside few.
+    """
+    point, rows = at
+    least, own = np.inf, point
+    for number, trial in enumerate(jax.random.split(key, AROUND)):
+        change = apart(apply(own, *rows), apply(move(own), *rows))
+        least = min(change, least)
+        if not least > limit:
+            break
+        own = _rounded(trial, point, eps * 2**number)
+    return least
+
+
+def _rounded(key: Array, point: PyTree, eps: float) -> PyTree:
+    """Parameters one rounding away."""
+    signs = normal(key, sum(leaf.size for leaf in jax.tree.leaves(point)))
+    return jax.tree.map(lambda leaf, own: nudged(leaf, own, eps), point, like(point, signs))
 
 
 def apart(one: PyTree, other: PyTree) -> float:
