@@ -6,6 +6,7 @@ The largest deviation is relative to the largest entry; the start is that of the
 import argparse
 import sys
 import time
+from typing import Any
 
 import jax
 import numpy as np
@@ -24,9 +25,8 @@ BOUND = 1e-9
 """The largest deviation of what came back."""
 
 
-def recovered(name: str, elements: int) -> tuple[list[str], float]:
+def recovered(name: str, network: Any, elements: int) -> tuple[list[str], float]:
     """A row of the table, and the largest deviation."""
-    network = find(BUILDERS, name, "network")()
     sym = js.discover(network.apply, network.params, *network.inputs)
     params = jax.device_get(perturbed(jax.random.key(3), wide(network.params), 1.0))
     largest = max(np.abs(leaf).max(initial=0) for leaf in jax.tree.leaves(params))
@@ -53,11 +53,12 @@ def main() -> None:
     options = parser.parse_args()
     console = Console(width=max(Console().width, 110))
     table = Table("network", "elements", "dim", "largest deviation", "start", "passes", "seconds")
+    networks = {name: find(BUILDERS, name, "network") for name in options.names or BUILDERS}
     lost, refused = [], []
     with jax.enable_x64(True):
-        for name in track(options.names or list(BUILDERS), "aligning", console=console):
+        for name in track(networks, "aligning", console=console):
             try:
-                row, deviation = recovered(name, options.elements)
+                row, deviation = recovered(name, networks[name](), options.elements)
             except ValueError as error:
                 refused.append(f"{name}: {error}")
                 continue

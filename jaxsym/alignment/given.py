@@ -96,10 +96,8 @@ def narrow(params: PyTree) -> bool:
 
 def restored(params: PyTree, leaves: Leaves) -> PyTree:
     """Leaves as parameters of the types that were given."""
-    given, structure = jax.tree.flatten(params)
-    paths = tree.leaves(params)
-    typed = [leaves[path].astype(jnp.result_type(leaf), copy=False) for path, leaf in zip(paths, given, strict=True)]
-    return jax.tree.unflatten(structure, _placed(typed))
+    typed = [leaves[path].astype(jnp.result_type(leaf), copy=False) for path, leaf in tree.leaves(params).items()]
+    return jax.tree.unflatten(jax.tree.structure(params), _placed(typed))
 
 
 @jax.jit

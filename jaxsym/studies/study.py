@@ -125,10 +125,8 @@ def interval(values: Float[np.ndarray, " n"], level: float = 0.95) -> list[float
     >>> interval(np.array([1.0, 2.0, 3.0]))[0]
     2.0
     """
-    mean, reach = (
-        values.mean(),
-        stats.t.ppf(0.5 + level / 2, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values)),
-    )
+    mean, error = values.mean(), values.std(ddof=1) / np.sqrt(len(values))
+    reach = stats.t.ppf(0.5 + level / 2, len(values) - 1) * error
     return [float(mean), float(mean - reach), float(mean + reach)]
 
 

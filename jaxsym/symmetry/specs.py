@@ -79,10 +79,9 @@ def refute(
             if found is None or found[-1] > ROUGH:
                 continue
             decided += 1
-            point, rows, limit = found
             for move, name in zip(moves, named, strict=True):
-                change = _change(apply, move, jax.random.key(trial), (point, rows), eps, limit)
-                if not change <= limit:
+                change = _change(apply, move, jax.random.key(trial), found, eps)
+                if not change <= found[-1]:
                     msg = (
                         f"from_spec: {name} changes the function, by {change:.1g} of its outputs: it is no symmetry of apply. Look for a leaf that"
                         " it leaves out, a wrong axis, or units that may not be mixed, such as those of different heads; jaxsym.discover finds the right ones."
@@ -101,8 +100,8 @@ def _fresh(leaf: Any) -> Any:
 
 def _point(
     apply: Callable[..., Any], key: Array, start: tuple[PyTree, Any], strengths: Sequence[float], coarsest: str
-) -> tuple[PyTree, Any, float] | None:
-    """Parameters and inputs near some, and by how much outputs may change: as far away as rounding decides nothing; None where outputs are NaN."""
+) -> tuple[PyTree, Any, PyTree, float] | None:
+    """Parameters, inputs and outputs near some, and by how much outputs may change: as far away as rounding decides nothing; None where outputs are NaN."""
     allowed, eps = tolerance(coarsest), float(jnp.finfo(coarsest).eps)
     for strength in strengths:
         point, rows = perturbed(key, start, strength)
@@ -112,34 +111,33 @@ def _point(
         if rough <= allowed:
             break
     missing = any(np.isnan(np.asarray(leaf, float)).any() for leaf in jax.tree.leaves(outputs))
-    return None if missing else (point, rows, max(allowed, rough))
+    return None if missing else (point, rows, outputs[0], max(allowed, rough))
 
 
 def _change(
     apply: Callable[..., Any],
     move: Callable[[PyTree], PyTree],
     key: Array,
-    at: tuple[PyTree, Any],
+    at: tuple[PyTree, Any, PyTree, float],
     eps: float,
-    limit: float,
 ) -> float:
     """By how much a move changes the function: the least at some points, or the first within the limit.
 
     What is no symmetry is none at each of them; a step that rounding crosses, as sums are taken in another order, lies beside few.
     """
-    point, rows = at
+    point, rows, outputs, limit = at
     least, own = np.inf, point
     for number, trial in enumerate(jax.random.split(key, AROUND)):
-        change = apart(apply(own, *rows), apply(move(own), *rows))
-        least = min(change, least)
+        least = min(apart(outputs, apply(move(own), *rows)), least)
         if not least > limit:
             break
         own = _rounded(trial, point, eps * 2**number)
+        outputs = apply(own, *rows)
     return least
 
 
 def _rounded(key: Array, point: PyTree, eps: float) -> PyTree:
-    """Parameters one rounding away."""
+    """Parameters with every entry up or down by such a part of it."""
     signs = normal(key, sum(leaf.size for leaf in jax.tree.leaves(point)))
     return jax.tree.map(lambda leaf, own: nudged(leaf, own, eps), point, like(point, signs))
 
