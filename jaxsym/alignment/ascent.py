@@ -1,7 +1,7 @@
 """Networks on their way along their orbits towards others, many at once, on the host: block after block to where it fits best, never further away."""
 
 import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -86,6 +86,15 @@ def first(leaves: Leaves) -> Leaves:
     return {path: leaf[0] for path, leaf in leaves.items()}
 
 
+def closeness(some: Leaves, others: Leaves, paths: Iterable[str]) -> Float[np.ndarray, " networks"]:
+    """Minus half the squared distance of leaves ``[networks, *leaf]``, over some of them."""
+    total: Any = np.zeros(len(next(iter(others.values()))))
+    for path in paths:
+        apart = (some[path] - others[path]).reshape(len(total), -1)
+        total -= 0.5 * np.vecdot(apart, apart)
+    return total
+
+
 class Problem:
     """Networks to be moved onto, in frames where what is left of the group is compact: one for all walks, or one for each."""
 
@@ -107,11 +116,7 @@ class Problem:
 
     def values(self, leaves: Leaves, paths: Iterable[str] | None = None) -> Float[np.ndarray, " networks"]:
         """Minus half the squared distance, over some leaves."""
-        total: Any = np.zeros(len(next(iter(leaves.values()))))
-        for path in self.real if paths is None else paths:
-            apart = (self.a[path] - leaves[path]).reshape(len(total), -1)
-            total -= 0.5 * np.einsum("ij,ij->i", apart, apart)
-        return total
+        return closeness(self.a, leaves, self.real if paths is None else paths)
 
     def solve(
         self,
@@ -125,7 +130,8 @@ class Problem:
 
         Of a plain group the start that is nearest is followed; of others, and with ``further`` ones, all of them.
         """
-        starts = {"identity": walks, "anchored": self._anchored(walks)}
+        anchored, still = self.anchored(walks)
+        starts = {"identity": walks, "anchored": anchored}
         if not self.plan.moored:
             starts["sorted"] = self._sorted(walks)
         if canonical is not None and self.plan.entangled:
@@ -141,8 +147,9 @@ class Problem:
             return _chosen(ways, winners), [histories[k][i] for i, k in enumerate(winners)], [names[k] for k in winners]
         values = np.array([self.values(way.leaves) for way in ways])
         winners = values.argmax(axis=0)
-        chosen = _chosen(ways, winners)
-        return chosen, self.ascend(chosen, values.max(axis=0), settled), [names[k] for k in winners]
+        chosen, found = _chosen(ways, winners), [names[k] for k in winners]
+        still = still if set(found) == {"anchored"} else set()
+        return chosen, self.ascend(chosen, values.max(axis=0), settled, still=still), found
 
     def _compact(self, element: Element) -> Element:
         """The permutations, signs and rotations of an element alone; of a change of basis the rotation that is in it."""
@@ -160,16 +167,18 @@ class Problem:
         values: Float[np.ndarray, " networks"] | None = None,
         settled: float = SETTLED,
         free: Mapping[Block, Block] | None = None,
+        still: Collection[Block] = (),
     ) -> list[list[float]]:
         """Move block after block until a pass gains nothing more; the values of each network's objective, the first of which may be known.
 
-        Blocks that share no leaf do not see one another: one after the other is the same as at once. Of some blocks parts alone may be ``free``.
+        Blocks that share no leaf do not see one another: one after the other is the same as at once. Of some blocks parts alone may be ``free``; some may be
+        where they are best, and are left ``still`` until another one moves that they see.
         """
         free = {block: block for block in self.plan.blocks} if free is None else free
         values = self.values(walks.leaves) if values is None else values
         history = [[value] for value in values.tolist()]
         going = np.ones(len(walks), bool)
-        stale = {block: bool(part.members) for block, part in free.items()}
+        stale = {block: bool(part.members) and block not in still for block, part in free.items()}
         for _ in range(PASSES):
             for block, part in free.items():
                 if stale[block]:
@@ -327,38 +336,44 @@ class Problem:
         self.ascend(walks, free=free)
         return walks
 
-    def _anchored(self, walks: Walks) -> Walks:
-        """After block upon block by what is known of it: the leaves that no block moves which is still to come, but for units that could not be told apart."""
-        walks, clear = walks.copy(), self
+    def anchored(self, walks: Walks) -> tuple[Walks, set[Block]]:
+        """After block upon block by what is known of it: the leaves that no block moves which is still to come, but for units that could not be told apart.
+
+        And the blocks of which all was known: they are where they are best.
+        """
+        walks, clear, still = walks.copy(), self, set()
         for block, known in self.plan.anchored:
             found = clear._scores(block, walks.leaves, known)
             parts: Parts = {}
             if found is not None:
                 parts = best(block, found)
-                clear = clear._without(block, clear._doubtful(block, known))
+                if known != self.plan.paths[block]:  # blocks to come see its units too
+                    clear = clear._without(block, clear._doubtful(block, known))
+                elif clear is self and self.plan.linear[block]:
+                    still.add(block)
             elif block.mover is not None and (order := self._order(block, self._framed(walks.leaves))) is not None:
                 parts = {block.mover: order}
             if parts:
                 walks.go([parts], self.along([parts], walks.leaves))
-        return walks
+        return walks, still
 
     def _doubtful(self, block: Block, known: Iterable[str]) -> Bool[np.ndarray, "networks *copies n"] | None:
         """The units of the networks that stay of which nothing is known, not their sign, or the same as of another one; told by a number for each."""
         if block.turn is not None or block.mover is None:
             return None
-        sizes, marks = [0.0, 0.0], [0.0, 0.0]
+        marks: list[Any] = [0.0, 0.0]
         for number, place in enumerate(self.plan.places[block]):
             if place.path in self.real and place.path in known:
                 units = self._stayed(place)
-                sizes[place.odd] = sizes[place.odd] + np.einsum("...i,...i->...", units, units)
                 marks[place.odd] = marks[place.odd] + units @ _line(number, units.shape[-1], units.dtype)
-        size, mark = np.asarray(sizes[0] + sizes[1]), np.asarray(marks[0] + np.abs(marks[1]))
-        tied = 4 * np.finfo(size.dtype).eps
-        nothing = (size if block.sign is None else sizes[1]) <= tied**2 * size.max(-1, keepdims=True)
+        mark = np.asarray(marks[0] + np.abs(marks[1]))
+        tied = 4 * np.finfo(mark.dtype).eps * np.abs(mark).max(-1, keepdims=True)
+        nothing = np.abs(mark if block.sign is None else marks[1]) <= tied
         order = np.argsort(mark, axis=-1)
-        ascending = np.take_along_axis(mark, order, axis=-1)
-        same = np.diff(ascending, axis=-1) <= tied * np.abs(mark).max(-1, keepdims=True)
-        edge = np.zeros_like(nothing[..., :1])
+        same = np.diff(np.take_along_axis(mark, order, axis=-1), axis=-1) <= tied
+        if not (nothing.any() or same.any()):
+            return None
+        edge = np.zeros_like(same[..., :1])
         both = np.concatenate([edge, same], axis=-1) | np.concatenate([same, edge], axis=-1)
         return nothing | np.take_along_axis(both, np.argsort(order, axis=-1), axis=-1)
 

@@ -156,14 +156,14 @@ def best(block: Block, found: Scores) -> Parts:
 def assigned(gain: Float[np.ndarray, "*copies n n"]) -> Int[np.ndarray, "*copies n"]:
     """For each row the column that it is assigned to, at the largest sum (:func:`scipy.optimize.linear_sum_assignment`).
 
-    It is found sooner without what all of a row or of a column have in common, and when rows with much to tell come first; the best remains the best.
+    It is found sooner without what all of a row or of a column have in common, and when rows with much to lose come first; the best remains the best.
     """
     flat = gain.reshape(-1, *gain.shape[-2:])
     flat = flat - flat.max(-1, keepdims=True, initial=-np.inf)
     flat -= flat.max(-2, keepdims=True, initial=-np.inf)
     found = np.empty(flat.shape[:-1], int)
     for order, matrix in zip(found, flat, strict=True):
-        rows = np.argsort(-matrix.std(-1), kind="stable")
+        rows = np.argsort(matrix.sum(-1), kind="stable")
         order[rows] = scipy.optimize.linear_sum_assignment(matrix[rows], maximize=True)[1]
     return found.reshape(gain.shape[:-1])
 

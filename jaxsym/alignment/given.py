@@ -15,8 +15,8 @@ from jaxsym.symmetry.specs import apart
 from jaxsym.symmetry.units import Leaves, floating
 
 Batches = list[tuple[Any, ...]]
-SQUARED = (1e-12, 1e12)
-"""Between these sizes sums of squares are found in float32."""
+SQUARED = (1e-24, 1e24)
+"""Between these, sums of squares are found in float32."""
 LEAST = 1e-9
 """A weight is at least this part of all."""
 KEPT = 1e-3
@@ -42,10 +42,11 @@ def checked(sym: Symmetry, params: PyTree, name: str, *, narrowly: bool = False)
 
 def expect_numbers(params: PyTree, name: str) -> None:
     """Refuse what cannot be averaged, nor brought to the host as numbers."""
-    for path, leaf in tree.leaves(params).items():
-        expect_concrete(f"{name}: {path}", leaf)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        if isinstance(leaf, jax.core.Tracer):
+            expect_concrete(f"{name}: {tree.name(path)}", leaf)
         if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            msg = f"{name}: {path} is a PRNG key, expected parameters alone: leave it out, and pass it to apply among the inputs."
+            msg = f"{name}: {tree.name(path)} is a PRNG key, expected parameters alone: leave it out, and pass it to apply among the inputs."
             raise TypeError(msg)
 
 
@@ -83,20 +84,24 @@ def _expect_real(who: str, leaves: Leaves) -> None:
 def narrow(params: PyTree) -> bool:
     """Whether nothing is in float64, nor so large or small that its squares are not in float32."""
     for leaf in jax.tree.leaves(params):
-        kind = leaf.dtype if hasattr(leaf, "dtype") else jnp.result_type(leaf)
+        kind = _kind(leaf)
         if isinstance(leaf, jax.core.Tracer) or kind == np.float64:
             return False
         if jnp.issubdtype(kind, jnp.floating):
-            host = np.asarray(leaf)
-            size = max(float(host.max(initial=0)), -float(host.min(initial=0)))
-            if size != 0 and not SQUARED[0] < size < SQUARED[1]:
+            host = np.asarray(leaf, np.float32)
+            if not SQUARED[0] < np.vdot(host, host) < SQUARED[1] and host.any():
                 return False
     return True
 
 
+def _kind(leaf: Any) -> np.dtype:
+    """As it is, or as JAX takes a number."""
+    return leaf.dtype if hasattr(leaf, "dtype") else jnp.result_type(leaf)
+
+
 def restored(params: PyTree, leaves: Leaves) -> PyTree:
     """Leaves as parameters of the types that were given."""
-    typed = [leaves[path].astype(jnp.result_type(leaf), copy=False) for path, leaf in tree.leaves(params).items()]
+    typed = [leaves[path].astype(_kind(leaf), copy=False) for path, leaf in tree.leaves(params).items()]
     return jax.tree.unflatten(jax.tree.structure(params), _placed(typed))
 
 

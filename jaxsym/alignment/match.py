@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from jaxsym.alignment.ascent import SETTLED, Problem, Walks, first
+from jaxsym.alignment.ascent import SETTLED, Problem, Walks, closeness, first, stack
 from jaxsym.alignment.given import batches, checked, expect_alike, expect_kept, narrow, restored, shown, whole
 from jaxsym.alignment.nearest import nearest as closest
 from jaxsym.alignment.plan import Plan
@@ -138,15 +138,13 @@ def align(
             problem.matched(walks, lambda leaves, some: similar.scores(still, leaves, some))
             history, start = [problem.values(leaves)[0] for leaves in (ends[1].leaves, walks.leaves)], "activations"
         if plan.finite:
-            element, moved = walks.elements[0], first(walks.leaves)
+            element, moved, close = walks.elements[0], first(walks.leaves), history[-1]
         else:
             element = sym.compose(sym.inverse(frames[0]), walks.elements[0])
             element = closest(sym, one, two, element) if nearest else element
             moved = sym.leaves(sym.act(element, two))
-        distance = float(
-            np.sqrt(sum(np.sum((one[path] - moved[path]) ** 2, dtype=np.float64) for path in problem.real))
-        )
-    return Alignment(shown(element), restored(b, moved), distance, np.array(history), start)
+            close = closeness(stack([one]), stack([moved]), problem.real)[0]
+    return Alignment(shown(element), restored(b, moved), float(np.sqrt(-2 * close)), np.array(history), start)
 
 
 def _expect(objective: str, apply: Any, inputs: Any, measure: str, key: Any, restarts: int, settled: float) -> None:
