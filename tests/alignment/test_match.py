@@ -125,9 +125,9 @@ def units(leaves):
 CHAIN = {"f1": "R I1", "b1": "I1", "f2": "I1 R", "b2": "R", "f3": "R I2", "b3": "I2", "f4": "I2 R", "b4": "R"}
 
 
-def chain(key, sizes):
-    """A residual stream that nothing anchors, with two blocks."""
-    shapes = {name: tuple(sizes[axis[0]] for axis in axes.split()) for name, axes in CHAIN.items()}
+def chain(key, sizes, named=CHAIN):
+    """A residual stream with two blocks, that nothing anchors where nothing else is named."""
+    shapes = {name: tuple(sizes[axis[0]] for axis in axes.split()) for name, axes in named.items()}
     keys = jax.random.split(key, len(shapes))
     return {
         name: np.asarray(jax.random.normal(k, shape)) for k, (name, shape) in zip(keys, shapes.items(), strict=True)
@@ -246,13 +246,7 @@ def test_blocks_of_which_all_is_known_are_where_they_are_best():
     named = CHAIN | {"in": "None R", "out": "R None"}
     spec = {name: tuple(None if axis == "None" else axis for axis in axes.split()) for name, axes in named.items()}
     for seed in range(5):
-        networks = []
-        for key in (seed, seed + 100):
-            keys = jax.random.split(jax.random.key(key), len(named))
-            shapes = {name: tuple(sizes[axis[0]] for axis in axes.split()) for name, axes in named.items()}
-            networks.append(
-                {n: np.asarray(jax.random.normal(k, s)) for k, (n, s) in zip(keys, shapes.items(), strict=True)}
-            )
+        networks = [chain(jax.random.key(key), sizes, named) for key in (seed, seed + 100)]
         sym = js.Symmetry.from_spec(spec, networks[0])
         problem = Problem(sym, stack(networks[:1]))
         walks, still = problem.anchored(Walks.begun(sym, networks[1:], [sym.still()]))
