@@ -32,7 +32,7 @@ class Walks:
     def begun(cls, sym: Symmetry, networks: Sequence[Leaves], elements: Sequence[Element]) -> "Walks":
         """After each network was moved by its element."""
         moved = [
-            leaves if g is Plan.of(sym).still else sym.leaves(sym.act(g, leaves))
+            leaves if g is Plan.of(sym).identity else sym.leaves(sym.act(g, leaves))
             for g, leaves in zip(elements, networks, strict=True)
         ]
         return cls(sym, stack(moved), elements)
@@ -154,7 +154,9 @@ class Problem:
     def _compact(self, element: Element) -> Element:
         """The permutations, signs and rotations of an element alone; of a change of basis the rotation that is in it."""
         movers = {i for block in self.plan.blocks for i in block.members}
-        parts: list[Any] = [np.asarray(part) if i in movers else self.plan.still[i] for i, part in enumerate(element)]
+        parts: list[Any] = [
+            np.asarray(part) if i in movers else self.plan.identity[i] for i, part in enumerate(element)
+        ]
         for block in self.plan.blocks:
             if block.turn is not None:
                 left, _, right = np.linalg.svd(parts[block.turn])
@@ -171,10 +173,11 @@ class Problem:
     ) -> list[list[float]]:
         """Move block after block until a pass gains nothing more; the values of each network's objective, the first of which may be known.
 
-        Blocks that share no leaf do not see one another: one after the other is the same as at once. Of some blocks parts alone may be ``free``; some may be
-        where they are best, and are left ``still`` until another one moves that they see.
+        A pass goes back along the order of the anchored start, in which the last blocks have seen the most. Blocks that share no leaf do not see one
+        another: one after the other is the same as at once. Of some blocks parts alone may be ``free``; some may be where they are best, and are left
+        ``still`` until another one moves that they see.
         """
-        free = {block: block for block in self.plan.blocks} if free is None else free
+        free = {block: block for block, _ in reversed(self.plan.anchored)} if free is None else free
         values = self.values(walks.leaves) if values is None else values
         history = [[value] for value in values.tolist()]
         going = np.ones(len(walks), bool)
@@ -218,7 +221,7 @@ class Problem:
 
     def _kept(self, parts: Parts, better: Bool[np.ndarray, " networks"]) -> Parts:
         """The identity in those networks that are no better."""
-        return parts if better.all() else {i: _where(better, part, self.plan.still[i]) for i, part in parts.items()}
+        return parts if better.all() else {i: _where(better, part, self.plan.identity[i]) for i, part in parts.items()}
 
     def along(self, steps: Iterable[Parts], leaves: Leaves) -> Leaves:
         """The leaves after some steps; those that do not move are the same objects."""
@@ -339,22 +342,29 @@ class Problem:
     def anchored(self, walks: Walks) -> tuple[Walks, set[Block]]:
         """After block upon block by what is known of it: the leaves that no block moves which is still to come, but for units that could not be told apart.
 
-        And the blocks of which all was known: they are where they are best.
+        Blocks with such units are taken up again at the end, by all leaves. Returned with the blocks of which all was known: they are where they are best.
         """
         walks, clear, still = walks.copy(), self, set()
+        doubted: dict[Block, Bool[np.ndarray, " networks"]] = {}
         for block, known in self.plan.anchored:
             found = clear._scores(block, walks.leaves, known)
             parts: Parts = {}
             if found is not None:
                 parts = best(block, found)
                 if known != self.plan.paths[block]:  # blocks to come see its units too
-                    clear = clear._without(block, clear._doubtful(block, known))
+                    doubtful = clear._doubtful(block, known)
+                    if doubtful is not None:
+                        doubted[block] = np.asarray(doubtful.reshape(len(doubtful), -1).any(axis=1))
+                        clear = clear._without(block, doubtful)
                 elif clear is self and self.plan.linear[block]:
                     still.add(block)
             elif block.mover is not None and (order := self._order(block, self._framed(walks.leaves))) is not None:
                 parts = {block.mover: order}
             if parts:
                 walks.go([parts], self.along([parts], walks.leaves))
+        for block, some in doubted.items():
+            if self.move(block, block, walks, np.broadcast_to(some, len(walks))):
+                still.difference_update(self.plan.stirred[block])
         return walks, still
 
     def _doubtful(self, block: Block, known: Iterable[str]) -> Bool[np.ndarray, "networks *copies n"] | None:
@@ -377,10 +387,8 @@ class Problem:
         both = np.concatenate([edge, same], axis=-1) | np.concatenate([same, edge], axis=-1)
         return nothing | np.take_along_axis(both, np.argsort(order, axis=-1), axis=-1)
 
-    def _without(self, block: Block, doubtful: Bool[np.ndarray, "networks *copies n"] | None) -> "Problem":
+    def _without(self, block: Block, doubtful: Bool[np.ndarray, "networks *copies n"]) -> "Problem":
         """The same problem, in which some units say nothing."""
-        if doubtful is None or not doubtful.any():
-            return self
         seen = dict(self.seen)
         for place in self.plan.places[block]:
             leaf, shape = seen[place.path], self.sym.shapes[place.path]

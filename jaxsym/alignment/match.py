@@ -177,4 +177,4 @@ def canonical_way(sym: Symmetry, frame: Element, one: Element, other: Element) -
 def balanced(sym: Symmetry, leaves: Leaves) -> Element:
     """:func:`jaxsym.symmetry.gauged`, on the host."""
     plan = Plan.of(sym)
-    return plan.still if plan.finite else jax.device_get(gauged(sym, leaves))
+    return plan.identity if plan.finite else jax.device_get(gauged(sym, leaves))

@@ -19,7 +19,7 @@ class Plan:
     """What is known of a group before any parameters are."""
 
     def __init__(self, sym: Symmetry) -> None:
-        self.sym, self.still = sym, sym.still()
+        self.sym, self.identity = sym, sym.still()
         self.blocks = blocks(sym)
         self.inside = {block: inside(block, self.blocks) for block in self.blocks}
         self.places = {block: places(sym, block) for block in self.blocks}

@@ -46,9 +46,13 @@ def test_networks_of_one_orbit_are_one_function(name):
 
 
 def test_distances_are_those_of_single_alignments(monkeypatch):
-    """Also when few networks are on their way at once; between networks that are balanced."""
+    """Also when few networks are on their way at once: a pruned one, whose unit nothing tells, and one that is near another as it is, say nothing of the others."""
     with jax.enable_x64(True):
         sym, stacked = orbits("tanh", functions=5, copies=1)
+        near = lambda leaf: np.stack([*leaf[:4], leaf[0] + 0.1 * leaf[4]])  # noqa: E731
+        stacked = jax.tree.map(near, stacked)
+        for leaf in stacked["params"]["Dense_0"].values():
+            leaf[1, ..., 2] = 0
         found = ensemble(sym, stacked).distances
         monkeypatch.setattr(sys.modules["jaxsym.alignment.ensemble"], "ENTRIES", 100)
         np.testing.assert_array_equal(ensemble(sym, stacked).distances, found)

@@ -231,9 +231,9 @@ def test_going_on_until_nothing_moves():
     for seed in range(10):
         _, sym, a = mlp((3, 12, 12, 12, 2), "tanh", key=seed)
         _, _, b = mlp((3, 12, 12, 12, 2), "tanh", key=seed + 100)
-        found, whole = align(sym, a, b), align(sym, a, b, settled=0.0)
-        assert whole.distance <= found.distance * (1 + 1e-12)
-        closer += whole.distance < found.distance
+        early, found, whole = (align(sym, a, b, settled=settled) for settled in (0.1, 1e-3, 0.0))
+        assert whole.distance <= found.distance * (1 + 1e-12) <= early.distance * (1 + 1e-12) ** 2
+        closer += whole.distance < early.distance
         again = align(sym, a, whole.params, settled=0.0)
         assert len(again.history) == 2 or again.start != "identity"
         assert again.distance <= whole.distance * (1 + 1e-12)
@@ -258,6 +258,20 @@ def test_blocks_of_which_all_is_known_are_where_they_are_best():
             if block not in still
         )
     assert left == 5
+
+
+def test_networks_on_their_way_together_do_not_see_one_another():
+    """One has a unit that nothing tells, and takes its block up again; the others go their own way, to the bit."""
+    nets = [mlp((3, 24, 24, 24, 2), "tanh", key=seed) for seed in range(6)]
+    sym, leaves = nets[0][1], [sym.leaves(params) for _, sym, params in nets]
+    leaves[0] = leaves[0] | {
+        path: leaf * (np.arange(24) != 2) for path, leaf in leaves[0].items() if path.startswith("params/Dense_0")
+    }
+    a, b = leaves[:3], leaves[3:]
+    together, _ = Problem(sym, stack(a)).anchored(Walks.begun(sym, b, [sym.still()] * 3))
+    for i in range(3):
+        alone, _ = Problem(sym, stack(a[i : i + 1])).anchored(Walks.begun(sym, b[i : i + 1], [sym.still()]))
+        jax.tree.map(np.testing.assert_array_equal, together.elements[i], alone.elements[0])
 
 
 @pytest.mark.parametrize("size", [1e-30, 1e25])
