@@ -63,6 +63,8 @@ def main() -> None:
                 refused.append(f"{name}: {error}")
                 continue
             table.add_row(*row)
+            if not console.is_terminal:
+                print(*filter(None, row), sep=", ", file=sys.stderr, flush=True)
             if not deviation < BOUND:
                 lost.append(name)
     console.print(table)

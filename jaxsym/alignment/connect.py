@@ -65,10 +65,15 @@ def barrier(loss: Loss, a: PyTree, b: PyTree, num: int = 25) -> Barrier:
     num
         How many points, the two ends included.
 
+    Returns
+    -------
+    Barrier
+        The ``losses`` at the points ``ts`` of the line, and the ``height``.
+
     Raises
     ------
-    ValueError
-        If the networks differ in a leaf or its shape, the loss is no scalar, or ``num`` is less than 3.
+    TypeError, ValueError
+        If the networks differ in a leaf or its shape, the loss is no function of parameters or no scalar, or ``num`` is less than 3.
 
     Notes
     -----
@@ -81,6 +86,7 @@ def barrier(loss: Loss, a: PyTree, b: PyTree, num: int = 25) -> Barrier:
     >>> float(found.height)
     1.0
     """
+    expect_loss("barrier", loss)
     expect_alike("barrier", tree.leaves(a), tree.leaves(b))
     if not whole(num, 3):
         msg = f"barrier: num is {num!r}, expected at least 3 points: the two ends and one between."
@@ -224,10 +230,15 @@ def curve(
     optimizer
         Of the control point; ``optax.adam(1e-2)`` when None.
 
+    Returns
+    -------
+    Curve
+        The control point ``middle``, for :func:`along`, and the ``history`` of the loss.
+
     Raises
     ------
-    ValueError
-        If the networks differ in a leaf or its shape, or ``steps`` is less than 1.
+    TypeError, ValueError
+        If the networks differ in a leaf or its shape, the loss is no function of parameters and a key, or ``steps`` is less than 1.
 
     Notes
     -----
@@ -245,7 +256,7 @@ def curve(
     True
     """
     expect_alike("curve", tree.leaves(a), tree.leaves(b))
-    expect_keyed("curve", loss)
+    expect_loss("curve", loss, keyed=True)
     if not whole(steps, 1):
         msg = f"curve: steps is {steps!r}, expected a number from 1 on."
         raise ValueError(msg)
@@ -292,15 +303,22 @@ def plane(loss: Loss, a: PyTree, b: PyTree, c: PyTree, num: int = 25, margin: fl
     margin
         How far the plane goes beyond the networks, as a part of their extent.
 
+    Returns
+    -------
+    Plane
+        ``losses[y, x]`` at the distances ``ys`` and ``xs`` from the first network, and the ``points`` ``[3, 2]`` where the networks lie, as ``plt.contourf(xs, ys, losses)`` and
+        ``plt.plot(*points.T, "o")`` draw them.
+
     Raises
     ------
-    ValueError
-        If the networks differ in a leaf or its shape, are not finite, or lie on a line, or ``num`` is less than 2.
+    TypeError, ValueError
+        If the networks differ in a leaf or its shape, are not finite, or lie on a line, the loss is no function of parameters, or ``num`` is less than 2.
 
     Notes
     -----
     *Source*: Garipov et al. 2018, arXiv:1802.10026, appendix A.3.
     """
+    expect_loss("plane", loss)
     expect_alike("plane", tree.leaves(a), tree.leaves(b))
     expect_alike("plane", tree.leaves(a), tree.leaves(c))
     if not whole(num, 2):
@@ -353,15 +371,21 @@ def _inner(one: PyTree, other: PyTree) -> Float[Array, ""]:
     )
 
 
-def expect_keyed(who: str, loss: Any) -> None:
-    """Refuse what is no function of parameters and a key."""
+def expect_loss(who: str, loss: Any, *, keyed: bool = False) -> None:
+    """Refuse what is no function of parameters, or of parameters and a key."""
+    takes = ("params", "key") if keyed else ("params",)
     if not callable(loss):
-        msg = f"{who}: loss is of type {type(loss).__name__}, expected a function loss(params, key)."
+        msg = f"{who}: loss is of type {type(loss).__name__}, expected a function loss({', '.join(takes)})."
         raise TypeError(msg)
     try:
-        inspect.signature(loss).bind(None, None)
+        inspect.signature(loss).bind(*takes)
     except ValueError:  # it has none to show
         return
     except TypeError as error:
-        msg = f"{who}: loss{inspect.signature(loss)} does not take (params, key): {error}; a loss without a key is lambda params, key: loss(params)."
+        advice = (
+            "a loss without a key is lambda params, key: loss(params)"
+            if keyed
+            else "fix the key or the rows, as in lambda params: loss(params, key)"
+        )
+        msg = f"{who}: loss{inspect.signature(loss)} does not take ({', '.join(takes)}): {error}; {advice}."
         raise TypeError(msg) from error

@@ -52,6 +52,11 @@ def ensemble(sym: Symmetry, stacked: PyTree, within: float = 1e-3) -> Ensemble:
         square of the norms of all (single linkage); a few roundings of the leaves' type at least. It is a part of all entries: functions that differ in a
         few small ones alone, such as those of a last layer which is small beside the others, need a smaller part to be told apart.
 
+    Returns
+    -------
+    Ensemble
+        The ``distances`` of all pairs, and ``functions``, the same number for networks that are one function.
+
     Raises
     ------
     TypeError, ValueError

@@ -17,6 +17,9 @@ from jaxsym.symmetry.units import Leaves, floating
 Batches = list[tuple[Any, ...]]
 SQUARED = (1e-24, 1e24)
 """Between these, sums of squares are found in float32."""
+STACKED = "take one network after the other, or all of them by merge or alignment.ensemble"
+"""What to do with stacked networks where one is expected."""
+OTHER = "networks of two architectures or widths have no group in common, train both with one; of another one discover the group anew"
 LEAST = 1e-9
 """A weight is at least this part of all."""
 KEPT = 1e-3
@@ -27,9 +30,9 @@ def checked(sym: Symmetry, params: PyTree, name: str, *, narrowly: bool = False)
     """The leaves on the host, in float64, or float32 if asked for; refuses those of another network, NaN and infinity."""
     expect_numbers(params, name)
     try:
-        leaves = sym.leaves(jax.tree.map(np.asarray, params))
+        leaves = sym.leaves(jax.tree.map(np.asarray, params), many=STACKED, other=OTHER)
     except ValueError as error:
-        msg = f"{name}: {error} Networks of two widths have no group in common: train both with one architecture."
+        msg = f"{name}: {error}"
         raise ValueError(msg) from error
     _expect_real(name, leaves)
     dtype = np.float32 if narrowly else np.float64
@@ -126,13 +129,16 @@ def expect_kept(
         moved = sym.act(sym.sample(jax.random.key(0)), wide)
         change = apart(*jax.device_get((apply(wide, *rows), apply(moved, *rows))))
     if change > KEPT:
-        msg = f"{what} computes something else once a network is moved by the group (by {change:.1g} of its outputs): {advice}"
+        msg = f"{what} computes something else once a network is moved by the group (by {change:.1g} times the size of its outputs): {advice}"
         raise ValueError(msg)
 
 
 def unstacked(shapes: Mapping[str, tuple[int, ...]], stacked: PyTree, who: str) -> list[PyTree]:
     """Stacked networks one by one, with leaves of these shapes."""
     expect_numbers(stacked, who)
+    if isinstance(stacked, list | tuple) and any(tree.leaves(one).keys() == shapes.keys() for one in stacked):
+        msg = f"{who}: got a {type(stacked).__name__} of {len(stacked)} networks, expected them stacked: jax.tree.map(lambda *leaves: jnp.stack(leaves), *networks)."
+        raise ValueError(msg)
     counts = {}
     for path, leaf in tree.leaves(stacked).items():
         shape = np.shape(leaf)

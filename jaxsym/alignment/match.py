@@ -83,6 +83,7 @@ def align(
     Returns
     -------
     Alignment
+        The ``element`` and the moved ``params``, their ``distance`` from ``a``, the ``history`` of the objective, and where the ascent that won had its ``start``.
 
     Raises
     ------
@@ -144,7 +145,7 @@ def align(
             element = closest(sym, one, two, element) if nearest else element
             moved = sym.leaves(sym.act(element, two))
             close = closeness(stack([one]), stack([moved]), problem.real)[0]
-    return Alignment(shown(element), restored(b, moved), float(np.sqrt(-2 * close)), np.array(history), start)
+    return Alignment(shown(element), restored(b, moved), float(np.sqrt(2 * abs(close))), np.array(history), start)
 
 
 def _expect(objective: str, apply: Any, inputs: Any, measure: str, key: Any, restarts: int, settled: float) -> None:

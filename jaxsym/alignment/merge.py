@@ -62,6 +62,11 @@ def merge(
     repair
         Before that, bring hidden units to the spread that they have in the networks (:func:`jaxsym.alignment.repaired`).
 
+    Returns
+    -------
+    Merge
+        The average ``params``, the ``elements`` that move every network to where they are averaged, and the ``history`` of how far they are apart there.
+
     Raises
     ------
     TypeError, ValueError

@@ -172,7 +172,9 @@ def mended(
     found = _reestimated(apply, params, rows)
     if found is None:
         if not repair:
-            raise ValueError(_nothing("merge"))
+            raise ValueError(
+                _nothing("merge") + " Of a network without such norms leave out apply and inputs, or pass repair=True."
+            )
         return params
     advice = (
         "this group is that of fixed statistics. Discover the group in training, where each batch has its own, as"

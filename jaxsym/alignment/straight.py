@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, PyTree
 
 from jaxsym import tree
 from jaxsym.alignment.ascent import Problem, Walks, first, stack
-from jaxsym.alignment.connect import between, expect_keyed
+from jaxsym.alignment.connect import between, expect_loss
 from jaxsym.alignment.given import checked, restored, shown, whole
 from jaxsym.alignment.match import Alignment, align, balanced
 from jaxsym.symmetry.checks import expect_group
@@ -153,7 +153,7 @@ def straight_through(
 
 
 def _expect(loss: Any, steps: Any) -> None:
-    expect_keyed("straight_through", loss)
+    expect_loss("straight_through", loss, keyed=True)
     if not whole(steps, 1):
         msg = f"straight_through: steps is {steps!r}, expected a number from 1 on."
         raise ValueError(msg)

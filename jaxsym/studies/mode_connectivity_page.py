@@ -119,7 +119,7 @@ def _worse(data: xr.Dataset) -> str:
         first, second = (WORDS[name].replace(",", "") for name in (move, beside))
         where = f"for {listed(higher)}" if higher else "nowhere"
         said.append(f"{first} brings a higher barrier than {second} {where}")
-    return f"In the mean over pairs, {'; '.join(said)}."
+    return f"In the mean over pairs, of the training loss, {'; '.join(said)}."
 
 
 def _means(data: xr.Dataset, barrier: str = "barrier", error: str = "error_barrier") -> list[str]:

@@ -250,8 +250,14 @@ class Symmetry:
                 moved[name] = _move(moved[name], slot, functools.partial(_act, factor, part, slot), gains)
         return jax.tree.unflatten(structure, list(moved.values()))
 
-    def leaves(self, params: PyTree) -> dict[str, Any]:
-        """The leaves of parameters by path; refuses those of another network."""
+    def leaves(
+        self,
+        params: PyTree,
+        *,
+        many: str = "map over the leading axes with jax.vmap",
+        other: str = "discover it again for this network",
+    ) -> dict[str, Any]:
+        """The leaves of parameters by path; refuses those of another network, and says what to do with ``many`` networks, stacked, or with an ``other`` one."""
         found: dict[str, Any] = {
             tree.name(path): leaf if isinstance(leaf, np.ndarray) else jnp.asarray(leaf)
             for path, leaf in jax.tree_util.tree_leaves_with_path(params)
@@ -259,9 +265,9 @@ class Symmetry:
         for name, shape in self.shapes.items():
             got = found[name].shape if name in found else None
             if got != shape:
-                many = got is not None and got[len(got) - len(shape) :] == shape and len(got) > len(shape)
+                leading = got is not None and got[len(got) - len(shape) :] == shape and len(got) > len(shape)
                 said = "is missing" if got is None else f"has shape {got}"
-                remedy = "map over the leading axes with jax.vmap" if many else "discover it again for this network"
+                remedy = many if leading else other
                 remedy = f"give the params of this {type(params).__name__}" if hasattr(params, "params") else remedy
                 msg = f"{name} {said}, the group was found on {shape}: {remedy}."
                 raise ValueError(msg)

@@ -65,6 +65,14 @@ def refute(
     named: Sequence[str],
 ) -> None:
     """Refuse a move that changes the function: near the given parameters and inputs, and where a network would begin, at random."""
+    if not callable(apply):
+        msg = f"from_spec: apply is of type {type(apply).__name__}, expected a function apply(params, *inputs)."
+        raise TypeError(msg)
+    try:
+        jax.eval_shape(apply, params, *inputs)
+    except Exception as error:
+        msg = f"from_spec: apply fails on params and {len(inputs)} inputs: {type(error).__name__}: {error} Inputs follow it: from_spec(spec, params, apply, x)."
+        raise ValueError(msg) from error
     closed, given, taken = traced(apply, params, tuple(inputs), "float64")
     coarsest = coarsest_type(taken, closed)
     eps = float(jnp.finfo(coarsest).eps)
@@ -83,7 +91,7 @@ def refute(
                 change = _change(apply, move, jax.random.key(trial), found, eps)
                 if not change <= found[-1]:
                     msg = (
-                        f"from_spec: {name} changes the function, by {change:.1g} of its outputs: it is no symmetry of apply. Look for a leaf that"
+                        f"from_spec: {name} changes the function, by {change:.1g} times the size of its outputs: it is no symmetry of apply. Look for a leaf that"
                         " it leaves out, a wrong axis, or units that may not be mixed, such as those of different heads; jaxsym.discover finds the right ones."
                     )
                     raise ValueError(msg)
@@ -175,7 +183,7 @@ def _axes(spec: Any, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Sequenc
     for key, names in given.items():
         path = short.get(key)
         if path is None:
-            msg = f"from_spec: there is no leaf {key!r}; there are {', '.join(shapes)}."
+            msg = f"from_spec: there is no leaf {key!r}; keys are the whole paths of leaves: {', '.join(shapes)}."
             raise ValueError(msg)
         if path in found:
             msg = f"from_spec: {path} is named twice in the specification; name it once."

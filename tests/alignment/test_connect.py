@@ -175,6 +175,11 @@ def test_losses_that_are_refused():
     a, b = jnp.ones(2), jnp.zeros(2)
     with pytest.raises(ValueError, match=r"barrier: loss returned .* expected a scalar"):
         barrier(lambda w: w, a, b)
+    for name, call in (("barrier", lambda loss: barrier(loss, a, b)), ("plane", lambda loss: plane(loss, a, b, a))):
+        with pytest.raises(TypeError, match=rf"{name}: loss\(w, key\) does not take \(params\): .* fix the key"):
+            call(lambda w, key: w.sum())
+        with pytest.raises(TypeError, match=f"{name}: loss is of type str, expected a function"):
+            call("loss")
     with pytest.raises(TypeError, match=r"curve: loss\(w\) does not take \(params, key\)"):
         curve(lambda w: w.sum(), a, b, jax.random.key(0))
     with pytest.raises(ValueError, match="curve: steps is 0, expected a number from 1 on"):

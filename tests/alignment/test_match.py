@@ -289,9 +289,21 @@ class TestWhatIsRefused:
         _, sym, a = mlp((3, 5, 2), "relu")
         _, _, b = mlp((3, 6, 2), "relu")
         with pytest.raises(
-            ValueError, match=r"align: b: params/Dense_0/bias has shape \(6,\), the group was found on \(5,\)"
+            ValueError,
+            match=r"align: b: params/Dense_0/bias has shape \(6,\), the group was found on \(5,\): networks of two",
         ):
             align(sym, a, b)
+
+    def test_stacked_networks(self):
+        """Of which vmap cannot take one after the other, since this runs on the host."""
+        _, sym, a = mlp((3, 5, 2), "relu")
+        with pytest.raises(
+            ValueError, match=r"align: b: .* has shape \(2, 5\), .*: take one network after the other, or"
+        ):
+            align(sym, a, jax.tree.map(lambda leaf: np.stack([leaf, leaf]), a))
+        for call in (merge, ensemble):
+            with pytest.raises(ValueError, match=f"{call.__name__}: got a list of 2 networks, expected them stacked"):
+                call(sym, [a, a])
 
     def test_a_leaf_of_one_alone(self):
         _, sym, a = mlp((3, 5, 2), "relu")

@@ -76,7 +76,8 @@ def test_what_shapes_tell(spec, said):
 def test_what_only_the_function_tells(wrong):
     js.Symmetry.from_spec(changed(**wrong), PARAMS)
     with pytest.raises(
-        ValueError, match=r"from_spec: P\d?, the permutation of .*, changes the function, by .* of its outputs"
+        ValueError,
+        match=r"from_spec: P\d?, the permutation of .*, changes the function, by .* times the size of its outputs",
     ):
         js.Symmetry.from_spec(changed(**wrong), PARAMS, NET.apply, X)
 
@@ -102,6 +103,19 @@ def test_what_is_no_specification():
         js.Symmetry.from_spec([], PARAMS)
     with pytest.raises(TypeError, match="Dense_0/bias: got 'P0', expected a tuple"):
         js.Symmetry.from_spec(changed(Dense_0__bias="P0"), PARAMS)
+
+
+def test_functions_that_do_not_take_what_is_given():
+    with pytest.raises(TypeError, match="from_spec: apply is of type str, expected a function"):
+        js.Symmetry.from_spec(changed(), PARAMS, "apply")
+    with pytest.raises(
+        ValueError, match=r"from_spec: apply fails on params and 0 inputs: TypeError: .* Inputs follow it"
+    ):
+        js.Symmetry.from_spec(changed(), PARAMS, lambda params, x: x)
+    with pytest.raises(
+        ValueError, match="there is no leaf 'Dense_0'; keys are the whole paths of leaves: params/Dense_0/bias"
+    ):
+        js.Symmetry.from_spec({"Dense_0": {"kernel": (None, "P0")}}, PARAMS)
 
 
 def test_elements_are_permutations_of_the_axes():
