@@ -18,6 +18,8 @@ SETTLED = 1e-3
 """A pass that gains less than this part of what is left is the last, where nothing else is said."""
 ROUNDING = 1e4
 """A step that gains less than so many roundings of what it moves gains nothing."""
+DOUBTED = 16
+"""Units that are no further apart, in roundings of the squares of the largest, are not told apart by their weights."""
 NESTED = 16
 """Units with units inside, such as heads, are tried in every place up to so many of them."""
 
@@ -342,10 +344,11 @@ class Problem:
     def anchored(self, walks: Walks) -> tuple[Walks, set[Block]]:
         """After block upon block by what is known of it: the leaves that no block moves which is still to come, but for units that could not be told apart.
 
-        Blocks with such units are taken up again at the end, by all leaves. Returned with the blocks of which all was known: they are where they are best.
+        Blocks with such units are taken up again at the end, by all leaves, of which the units that are still in doubt say nothing. Returned with the blocks of
+        which all was known: they are where they are best.
         """
         walks, clear, still = walks.copy(), self, set()
-        doubted: dict[Block, Bool[np.ndarray, " networks"]] = {}
+        doubted: dict[Block, Bool[np.ndarray, "networks *copies n"]] = {}
         for block, known in self.plan.anchored:
             found = clear._scores(block, walks.leaves, known)
             parts: Parts = {}
@@ -354,53 +357,94 @@ class Problem:
                 if known != self.plan.paths[block]:  # blocks to come see its units too
                     doubtful = clear._doubtful(block, known)
                     if doubtful is not None:
-                        doubted[block] = np.asarray(doubtful.reshape(len(doubtful), -1).any(axis=1))
-                        clear = clear._without(block, doubtful)
+                        doubted[block] = doubtful
+                        clear = clear._without({block: doubtful})
                 elif clear is self and self.plan.linear[block]:
                     still.add(block)
             elif block.mover is not None and (order := self._order(block, self._framed(walks.leaves))) is not None:
                 parts = {block.mover: order}
             if parts:
                 walks.go([parts], self.along([parts], walks.leaves))
-        for block, some in doubted.items():
-            if self.move(block, block, walks, np.broadcast_to(some, len(walks))):
-                still.difference_update(self.plan.stirred[block])
+        for block in self._settled(walks, doubted):
+            still.difference_update(self.plan.stirred[block])
         return walks, still
 
+    def _settled(self, walks: Walks, doubted: Mapping[Block, Bool[np.ndarray, "networks *copies n"]]) -> set[Block]:
+        """Take up blocks with units in doubt, as long as there are fewer of them each time, then as they are; those that moved. In place."""
+        moved, left, before = set(), dict(doubted), np.inf
+        while left and (count := sum(int(units.sum()) for units in left.values())) < before:
+            before = count
+            for block in list(left):
+                units = left.pop(block)
+                clear = self._without(left)
+                doubtful = clear._doubtful(block, self.plan.paths[block])
+                if clear.move(block, block, walks, _any(units, len(walks))):
+                    moved.add(block)
+                doubtful = None if doubtful is None else doubtful & units
+                if doubtful is not None and doubtful.any():
+                    left[block] = doubtful
+        moved |= {block for block, units in left.items() if self.move(block, block, walks, _any(units, len(walks)))}
+        return moved
+
     def _doubtful(self, block: Block, known: Iterable[str]) -> Bool[np.ndarray, "networks *copies n"] | None:
-        """The units of the networks that stay of which nothing is known, not their sign, or the same as of another one; told by a number for each."""
-        if block.turn is not None or block.mover is None:
+        """The units of the networks that stay of which so little is known that rounding decides: nothing, not their sign, or nearly the same as of another one.
+
+        What an assignment gains by the right order of two units is half their squared distance. Near are those next to each other by one number for each.
+        """
+        if block.turn is not None:
             return None
         marks: list[Any] = [0.0, 0.0]
-        for number, place in enumerate(self.plan.places[block]):
-            if place.path in self.real and place.path in known:
-                units = self._stayed(place)
-                marks[place.odd] = marks[place.odd] + units @ _line(number, units.shape[-1], units.dtype)
-        mark = np.asarray(marks[0] + np.abs(marks[1]))
-        tied = 4 * np.finfo(mark.dtype).eps * np.abs(mark).max(-1, keepdims=True)
-        nothing = np.abs(mark if block.sign is None else marks[1]) <= tied
-        order = np.argsort(mark, axis=-1)
-        same = np.diff(np.take_along_axis(mark, order, axis=-1), axis=-1) <= tied
-        if not (nothing.any() or same.any()):
-            return None
-        edge = np.zeros_like(same[..., :1])
-        both = np.concatenate([edge, same], axis=-1) | np.concatenate([same, edge], axis=-1)
-        return nothing | np.take_along_axis(both, np.argsort(order, axis=-1), axis=-1)
+        sizes: list[Any] = [0.0, 0.0]
+        found = [place for place in self.plan.places[block] if place.path in self.real and place.path in known]
+        for number, place in enumerate(found):
+            units = self._stayed(place)
+            marks[place.odd] = marks[place.odd] + units @ _line(number, units.shape[-1], units.dtype)
+            sizes[place.odd] = sizes[place.odd] + np.vecdot(units, units)
+        mark, size = np.asarray(marks[0] + np.abs(marks[1])), sizes[0] + sizes[1]
+        least = DOUBTED * np.finfo(mark.dtype).eps * size.max(-1, keepdims=True)
+        doubtful = (size if block.sign is None else sizes[1]) <= least
+        if block.mover is not None:
+            order = np.argsort(mark, axis=-1)
+            ordered = np.take_along_axis(mark, order, axis=-1)
+            near = np.diff(ordered, axis=-1) <= np.sqrt(4 * DOUBTED * np.finfo(mark.dtype).eps) * np.abs(mark).max(
+                -1, keepdims=True
+            )
+            if near.any():
+                *where, rank = np.nonzero(near)
+                one, other = ((*where, order[(*where, rank + step)]) for step in (0, 1))
+                apart: Any = 0.0
+                met: Any = 0.0
+                for place in found:
+                    some, others = (self._stayed(place)[which] for which in (one, other))
+                    if place.odd:
+                        met = met + np.vecdot(some, others)
+                    else:
+                        apart = apart + np.vecdot(some - others, some - others)
+                if block.sign is not None:
+                    apart = apart + sizes[1][one] + sizes[1][other] - 2 * np.abs(met)
+                same = apart <= np.broadcast_to(least, size.shape)[one]
+                for which in (one, other):
+                    doubtful[tuple(axis[same] for axis in which)] = True
+        return doubtful if doubtful.any() else None
 
-    def _without(self, block: Block, doubtful: Bool[np.ndarray, "networks *copies n"]) -> "Problem":
+    def _without(self, doubted: Mapping[Block, Bool[np.ndarray, "networks *copies n"]]) -> "Problem":
         """The same problem, in which some units say nothing."""
+        if not doubted:
+            return self
         seen = dict(self.seen)
-        for place in self.plan.places[block]:
-            leaf, shape = seen[place.path], self.sym.shapes[place.path]
-            seen[place.path] = np.stack(
-                [
-                    one * spread(np.where(own, 0.0, 1.0), place.slot, shape, 1.0)
-                    for one, own in zip(leaf, doubtful, strict=True)
-                ]
-            ).astype(leaf.dtype)
+        for block, units in doubted.items():
+            for place in self.plan.places[block]:
+                leaf, shape = seen[place.path], self.sym.shapes[place.path]
+                told = [spread(np.where(own, 0.0, 1.0), place.slot, shape, 1.0) for own in units]
+                seen[place.path] = np.stack([one * own for one, own in zip(leaf, told, strict=True)]).astype(leaf.dtype)
         other = self.towards(self.a)
         other.seen = seen
         return other
+
+
+def _any(units: Bool[np.ndarray, "networks *copies n"], count: int) -> Bool[np.ndarray, " networks"]:
+    """The networks with some of these units; one network broadcasts."""
+    return np.broadcast_to(units.reshape(len(units), -1).any(axis=1), count)
 
 
 @functools.lru_cache
