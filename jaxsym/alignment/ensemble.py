@@ -84,14 +84,15 @@ def ensemble(sym: Symmetry, stacked: PyTree, within: float = 1e-3) -> Ensemble:
     networks, plan = unstacked(sym.shapes, stacked, "ensemble"), Plan.of(sym)
     with jax.enable_x64(True):
         given = [checked(sym, params, f"ensemble: network {i}") for i, params in enumerate(networks)]
-        frames = [balanced(sym, leaves) for leaves in given]
+        frames = [balanced(sym, leaves, f"ensemble: network {i}") for i, leaves in enumerate(given)]
         walks = Walks.begun(sym, given, frames)
         if plan.exact and narrow(stacked):
             walks = walks.narrowed()
         forms = [canonical_form(sym, leaves) for leaves in given] if plan.entangled else []
         pairs = np.stack(np.triu_indices(len(given), 1))
         found = []
-        for chunk in np.array_split(pairs, -(-pairs.shape[1] * walks.size // (ENTRIES * len(given))), axis=1):
+        wanted = -(-pairs.shape[1] * walks.size // (ENTRIES * len(given)))
+        for chunk in np.array_split(pairs, np.clip(wanted, 1, pairs.shape[1]), axis=1):
             first, second = chunk
             ways = lambda first=first, second=second: [  # noqa: E731
                 canonical_way(sym, frames[i], forms[i], forms[j]) for i, j in zip(first, second, strict=True)

@@ -1,5 +1,6 @@
 """What is given: parameters, of one network or stacked, weights, batches of inputs; and results in the types of what was given."""
 
+import operator
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -61,7 +62,10 @@ def double(params: PyTree) -> Leaves:
 
 def whole(value: Any, least: int = 0) -> bool:
     """Whether it is a whole number, large enough."""
-    return isinstance(value, int | np.integer) and not isinstance(value, bool) and bool(value >= least)
+    try:
+        return not isinstance(value, bool | np.bool) and operator.index(value) >= least
+    except TypeError:
+        return False
 
 
 def expect_alike(who: str, one: Leaves, other: Leaves) -> None:

@@ -19,6 +19,9 @@ from jaxsym.symmetry.checks import expect_group
 from jaxsym.symmetry.group import Element, Symmetry
 from jaxsym.symmetry.units import Leaves
 
+LARGE = 300
+"""Logarithms of rescalings beyond this leave float64."""
+
 
 class Alignment(NamedTuple):
     """A network moved onto another one."""
@@ -124,7 +127,7 @@ def align(
             similar = Similarity(apply, sym, a, batches(inputs, "align"), measure)
             advice = "pass the function that the group was found for; of a network with running statistics that is the one in training."
             expect_kept(apply, sym, a, similar.batches[0], "align: apply", advice)
-        frames = [balanced(sym, leaves) for leaves in (one, two)]
+        frames = [balanced(sym, leaves, f"align: {name}") for name, leaves in (("a", one), ("b", two))]
         ends = [Walks.begun(sym, [own], [g]) for own, g in zip((one, two), frames, strict=True)]
         if short and not plan.finite:
             ends = [end.narrowed() for end in ends]
@@ -175,7 +178,15 @@ def canonical_way(sym: Symmetry, frame: Element, one: Element, other: Element) -
     return functools.reduce(sym.compose, (frame, sym.inverse(one), other))
 
 
-def balanced(sym: Symmetry, leaves: Leaves) -> Element:
-    """:func:`jaxsym.symmetry.gauged`, on the host."""
+def balanced(sym: Symmetry, leaves: Leaves, who: str) -> Element:
+    """:func:`jaxsym.symmetry.gauged`, on the host; refuses a network that has no such frame."""
     plan = Plan.of(sym)
-    return plan.identity if plan.finite else jax.device_get(gauged(sym, leaves))
+    if plan.finite:
+        return plan.identity
+    element = jax.device_get(gauged(sym, leaves))
+    for factor, part in zip(sym.factors, element, strict=True):
+        if not (np.abs(part) < (LARGE if factor.kind == "scaling" else np.inf)).all():
+            paths = ", ".join(dict.fromkeys("/".join(slot.path) for slot in factor.slots))
+            msg = f"{who}: no {factor.kind} of {paths} balances them: a layer whose weights are all 0 leaves it open; give it other weights."
+            raise ValueError(msg)
+    return element

@@ -100,7 +100,7 @@ def merge(
         raise ValueError(msg)
     with jax.enable_x64(True):
         given = [checked(sym, params, f"merge: network {i}") for i, params in enumerate(networks)]
-        frames = [balanced(sym, leaves) for leaves in given]
+        frames = [balanced(sym, leaves, f"merge: network {i}") for i, leaves in enumerate(given)]
         centre, every = reference or 0, np.arange(len(given))
         walks = Walks.begun(sym, given, frames)
         problem, rest = Problem(sym, walks[[centre]].leaves), np.delete(every, centre)

@@ -88,10 +88,10 @@ def straight_through(
     best = jax.device_get(start.element if isinstance(start, Alignment) else start)
     with jax.enable_x64(True):
         one, two = (checked(sym, params, f"straight_through: {name}") for name, params in (("a", a), ("b", b)))
-        frame = balanced(sym, one)
+        frame = balanced(sym, one, "straight_through: a")
         back = jax.device_get(sym.inverse(frame))
         begun = sym.compose(frame, best)
-        gauge = balanced(sym, sym.leaves(sym.act(begun, two)))
+        gauge = balanced(sym, sym.leaves(sym.act(begun, two)), "straight_through: b")
         walks = Walks.begun(sym, [two], [jax.device_get(sym.compose(gauge, begun))])
         problem = Problem(sym, Walks.begun(sym, [one], [frame]).leaves)
         moved = sym.leaves(sym.act(best, two))

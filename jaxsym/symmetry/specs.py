@@ -188,7 +188,7 @@ def _axes(spec: Any, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Sequenc
         if path in found:
             msg = f"from_spec: {path} is named twice in the specification; name it once."
             raise ValueError(msg)
-        if isinstance(names, str) or not isinstance(names, Sequence):
+        if isinstance(names, str) or not isinstance(names, Sequence) or not all(map(_named, names)):
             msg = f"from_spec: {key}: got {names!r}, expected a tuple with the name of a permutation, or None, for each axis."
             raise TypeError(msg)
         found[path] = names
@@ -198,6 +198,10 @@ def _axes(spec: Any, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Sequenc
         raise ValueError(msg)
     _same(spec, found, short)
     return found
+
+
+def _named(name: Any) -> bool:
+    return name is None or (isinstance(name, str) and bool(name))
 
 
 def _same(spec: Any, found: Mapping[str, Sequence[str | None]], short: Mapping[str, str]) -> None:

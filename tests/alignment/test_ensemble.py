@@ -56,6 +56,8 @@ def test_distances_are_those_of_single_alignments(monkeypatch):
         found = ensemble(sym, stacked).distances
         monkeypatch.setattr(sys.modules["jaxsym.alignment.ensemble"], "ENTRIES", 100)
         np.testing.assert_array_equal(ensemble(sym, stacked).distances, found)
+        monkeypatch.setattr(sys.modules["jaxsym.alignment.ensemble"], "ENTRIES", 1)  # less than a pair
+        np.testing.assert_array_equal(ensemble(sym, stacked).distances, found)
         for i, j in itertools.combinations(range(5), 2):
             one, other = (jax.tree.map(lambda leaf, k=k: leaf[k], stacked) for k in (i, j))
             assert found[i, j] == pytest.approx(align(sym, one, other).distance, rel=1e-9)

@@ -194,22 +194,49 @@ def test_the_objective_never_falls(seed):
     assert found.distance <= straight * (1 + 1e-6)
 
 
-@pytest.mark.parametrize("kind", ["nothing leads to it", "clones"])
-def test_units_that_their_inputs_do_not_tell(kind):
-    """Pruned units, whose sign shows only behind them, and copies that differ only in what they lead to."""
-    _, sym, _ = mlp((3, 8, 8, 2), "tanh")
-    for seed in range(20):
-        _, _, params = mlp((3, 8, 8, 2), "tanh", key=seed)
-        first = {name: np.array(leaf) for name, leaf in params["params"]["Dense_0"].items()}
-        if kind == "clones":
-            for leaf in first.values():
-                leaf[..., :3] = leaf[..., -1:]
-        else:
-            for leaf in first.values():
-                leaf[..., 2] = 0
-        params = {"params": params["params"] | {"Dense_0": first}}
-        found = align(sym, params, sym.act(jax.device_get(sym.sample(jax.random.key(seed))), params))
-        assert found.distance < 1e-5
+UNTOLD = {
+    "pruned": lambda own, rng: own * (np.arange(12) >= 5),
+    "all but three pruned": lambda own, rng: own * (np.arange(12) >= 9),
+    "all pruned": lambda own, rng: 0 * own,
+    "clones": lambda own, rng: np.where(np.arange(12) < 5, own[..., -1:], own),
+    "clones but one": lambda own, rng: np.where(np.arange(12) < 11, own[..., -1:], own),
+    "nearly clones": lambda own, rng: own[..., -1:] + 1e-5 * rng.standard_normal(own.shape),
+}
+"""What leads to twelve units that it does not tell apart."""
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("layers", [1, 3])
+@pytest.mark.parametrize("kind", UNTOLD)
+def test_units_that_their_inputs_do_not_tell(kind, layers, bias):
+    """Pruned units, whose sign shows only behind them, and copies that differ only in what they lead to, or by less than rounding sees; in some layers."""
+    net, x = js.models.MLP((12, 12, 12, 2), "tanh", use_bias=bias), np.ones((4, 3), np.float32)
+    begun = jax.device_get(net.init(jax.random.key(0), x))
+    sym = js.discover(net.apply, begun, x)
+    for seed in range(8):
+        rng = np.random.default_rng(seed)
+        params = jax.tree.map(lambda leaf, rng=rng: rng.standard_normal(leaf.shape).astype(np.float32), begun)["params"]
+        for i in range(layers):
+            layer = params[f"Dense_{i}"]
+            params[f"Dense_{i}"] = {name: UNTOLD[kind](leaf, rng).astype(np.float32) for name, leaf in layer.items()}
+        found = align(sym, {"params": params}, sym.act(sym.sample(jax.random.key(seed)), {"params": params}))
+        assert found.distance < 1e-3
+
+
+def test_a_sign_alone_that_nothing_tells():
+    """Of a layer of one unit to which no weights lead: what is behind it tells its sign."""
+    net, x = js.models.MLP((8, 1, 8, 8, 2), "tanh", use_bias=False), np.ones((4, 3), np.float32)
+    begun = jax.device_get(net.init(jax.random.key(0), x))
+    sym = js.discover(net.apply, begun, x)
+    signs = [i for i, factor in enumerate(sym.factors) if factor.kind == "sign" and factor.size == 1]
+    assert signs
+    for seed in range(5):
+        rng = np.random.default_rng(seed)
+        params = jax.tree.map(lambda leaf, rng=rng: rng.standard_normal(leaf.shape).astype(np.float32), begun)
+        params["params"]["Dense_1"]["kernel"][:] = 0
+        drawn = sym.sample(jax.random.key(seed))
+        g = tuple(-np.ones_like(part) if i in signs else part for i, part in enumerate(drawn))
+        assert align(sym, params, sym.act(g, params)).distance < 1e-5
 
 
 @pytest.mark.parametrize("name", ["group norm", "fused attention"])
@@ -321,6 +348,19 @@ class TestWhatIsRefused:
         two = jax.tree.map(lambda leaf: np.stack([leaf, leaf]), a) | {"extra": np.arange(5.0)}
         with pytest.raises(ValueError, match="merge: got 2, 5 network"):
             merge(sym, two)
+
+    def test_a_layer_without_a_balance(self):
+        """Of one ReLU unit that no weight leads to or from: its factor and those of the layer in front are open together."""
+        net, x = js.models.MLP((4, 1, 4, 2), "relu"), np.ones((4, 3), np.float32)
+        params = jax.device_get(net.init(jax.random.key(0), x))
+        sym = js.discover(net.apply, params, x)
+        params = jax.tree.map(lambda leaf: leaf + np.float32(0.1), params)
+        for name, leaf in (("Dense_1", "kernel"), ("Dense_1", "bias"), ("Dense_2", "kernel")):
+            params["params"][name][leaf] = 0 * params["params"][name][leaf]
+        with pytest.raises(
+            ValueError, match=r"align: a: no scaling of params/Dense_0/.* a layer whose weights are all 0"
+        ):
+            align(sym, params, params)
 
     def test_inside_a_transformation(self):
         _, sym, a = mlp((3, 5, 2), "relu")

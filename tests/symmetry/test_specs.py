@@ -103,6 +103,9 @@ def test_what_is_no_specification():
         js.Symmetry.from_spec([], PARAMS)
     with pytest.raises(TypeError, match="Dense_0/bias: got 'P0', expected a tuple"):
         js.Symmetry.from_spec(changed(Dense_0__bias="P0"), PARAMS)
+    for name in (False, "", ["P0"]):
+        with pytest.raises(TypeError, match=r"Dense_0/bias: got .*, expected a tuple"):
+            js.Symmetry.from_spec(changed(Dense_0__bias=(name,)), PARAMS)
 
 
 def test_functions_that_do_not_take_what_is_given():
