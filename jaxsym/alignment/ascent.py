@@ -365,11 +365,11 @@ class Problem:
                 parts = {block.mover: order}
             if parts:
                 walks.go([parts], self.along([parts], walks.leaves))
-        for block in self._settled(walks, doubted):
+        for block in self._again(walks, doubted):
             still.difference_update(self.plan.stirred[block])
         return walks, still
 
-    def _settled(self, walks: Walks, doubted: Mapping[Block, Bool[np.ndarray, "networks *copies n"]]) -> set[Block]:
+    def _again(self, walks: Walks, doubted: Mapping[Block, Bool[np.ndarray, "networks *copies n"]]) -> set[Block]:
         """Take up blocks with units in doubt, as long as there are fewer of them each time, then as they are; those that moved. In place."""
         moved, left, before = set(), dict(doubted), np.inf
         while left and (count := sum(int(units.sum()) for units in left.values())) < before:
@@ -389,43 +389,43 @@ class Problem:
     def _doubtful(self, block: Block, known: Iterable[str]) -> Bool[np.ndarray, "networks *copies n"] | None:
         """The units of the networks that stay of which so little is known that rounding decides: nothing, not their sign, or nearly the same as of another one.
 
-        What an assignment gains by the right order of two units is half their squared distance. Near are those next to each other by one number for each.
+        What an assignment gains by the right order of two units is half their squared distance. Only those next to each other by one number for each are compared.
         """
         if block.turn is not None:
             return None
+        found = [place for place in self.plan.places[block] if place.path in self.real and place.path in known]
         marks: list[Any] = [0.0, 0.0]
         sizes: list[Any] = [0.0, 0.0]
-        found = [place for place in self.plan.places[block] if place.path in self.real and place.path in known]
         for number, place in enumerate(found):
             units = self._stayed(place)
             marks[place.odd] = marks[place.odd] + units @ _line(number, units.shape[-1], units.dtype)
             sizes[place.odd] = sizes[place.odd] + np.vecdot(units, units)
-        mark, size = np.asarray(marks[0] + np.abs(marks[1])), sizes[0] + sizes[1]
-        least = DOUBTED * np.finfo(mark.dtype).eps * size.max(-1, keepdims=True)
+        mark, size = marks[0] + np.abs(marks[1]), sizes[0] + sizes[1]
+        rounding = DOUBTED * np.finfo(size.dtype).eps
+        least = np.broadcast_to(rounding * size.max(-1, keepdims=True), size.shape)
         doubtful = (size if block.sign is None else sizes[1]) <= least
         if block.mover is not None:
             order = np.argsort(mark, axis=-1)
-            ordered = np.take_along_axis(mark, order, axis=-1)
-            near = np.diff(ordered, axis=-1) <= np.sqrt(4 * DOUBTED * np.finfo(mark.dtype).eps) * np.abs(mark).max(
-                -1, keepdims=True
-            )
-            if near.any():
-                *where, rank = np.nonzero(near)
+            gaps = np.diff(np.take_along_axis(mark, order, axis=-1), axis=-1)
+            *where, rank = np.nonzero(gaps <= 2 * np.sqrt(rounding) * np.abs(mark).max(-1, keepdims=True))
+            if rank.size:
                 one, other = ((*where, order[(*where, rank + step)]) for step in (0, 1))
-                apart: Any = 0.0
-                met: Any = 0.0
-                for place in found:
-                    some, others = (self._stayed(place)[which] for which in (one, other))
-                    if place.odd:
-                        met = met + np.vecdot(some, others)
-                    else:
-                        apart = apart + np.vecdot(some - others, some - others)
-                if block.sign is not None:
-                    apart = apart + sizes[1][one] + sizes[1][other] - 2 * np.abs(met)
-                same = apart <= np.broadcast_to(least, size.shape)[one]
+                same = self._apart(found, one, other) <= least[one]
                 for which in (one, other):
                     doubtful[tuple(axis[same] for axis in which)] = True
         return doubtful if doubtful.any() else None
+
+    def _apart(self, some: Iterable[Place], one: Any, other: Any) -> Float[np.ndarray, " pairs"]:
+        """The squared distances of pairs of units of the networks that stay, up to their signs."""
+        straight: Any = np.zeros(len(one[-1]))
+        sizes, met = straight, straight
+        for place in some:
+            units, others = (self._stayed(place)[which] for which in (one, other))
+            if place.odd:
+                sizes, met = sizes + np.vecdot(units, units) + np.vecdot(others, others), met + np.vecdot(units, others)
+            else:
+                straight = straight + np.vecdot(units - others, units - others)
+        return straight + sizes - 2 * np.abs(met)
 
     def _without(self, doubted: Mapping[Block, Bool[np.ndarray, "networks *copies n"]]) -> "Problem":
         """The same problem, in which some units say nothing."""
