@@ -13,8 +13,8 @@ import scipy.linalg
 from jaxtyping import Array, Float, PyTree
 
 from jaxsym import tree
-from jaxsym.alignment.given import expect_alike, whole
-from jaxsym.symmetry.checks import expect_group
+from jaxsym.alignment.given import expect_alike, expect_numbers, whole
+from jaxsym.symmetry.checks import expect_concrete, expect_finite, expect_group
 from jaxsym.symmetry.factors import CATALOGUE, Factor
 from jaxsym.symmetry.group import Element, Symmetry
 
@@ -133,7 +133,7 @@ def orbit_path(sym: Symmetry, params: PyTree, g: Element, num: int = 25) -> PyTr
     Raises
     ------
     TypeError, ValueError
-        If ``sym`` is no group, ``g`` is none of its elements, or no curve inside the orbit leads there.
+        If ``sym`` is no group, ``g`` is none of its elements or not finite or traced, or no curve inside the orbit leads there.
 
     Examples
     --------
@@ -149,7 +149,11 @@ def orbit_path(sym: Symmetry, params: PyTree, g: Element, num: int = 25) -> PyTr
     if not whole(num, 2):
         msg = f"orbit_path: num is {num!r}, expected at least 2 points, the two ends."
         raise ValueError(msg)
+    expect_numbers(params, "orbit_path: params")
     sym.act(g, params)  # refuses what does not fit
+    for factor, part in zip(sym.factors, g, strict=True):
+        expect_concrete("orbit_path: g", part)
+        expect_finite(f"orbit_path: the {factor.kind} of g", part, "take an element of the group, such as one of exp")
     ways = [_way(factor, np.asarray(part)) for factor, part in zip(sym.factors, g, strict=True)]
     points = [sym.act(tuple(jnp.asarray(way(t)) for way in ways), params) for t in np.linspace(0, 1, num)]
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *points)

@@ -49,6 +49,9 @@ def expect_numbers(params: PyTree, name: str) -> None:
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         if isinstance(leaf, jax.core.Tracer):
             expect_concrete(f"{name}: {tree.name(path)}", leaf)
+        if not isinstance(leaf, jax.Array) and np.asarray(leaf).dtype.kind in "OSUMm":
+            msg = f"{name}: {tree.name(path) or 'it'} is of type {type(leaf).__name__}, expected arrays of numbers."
+            raise TypeError(msg)
         if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             msg = f"{name}: {tree.name(path)} is a PRNG key, expected parameters alone: leave it out, and pass it to apply among the inputs."
             raise TypeError(msg)
@@ -91,8 +94,10 @@ def _expect_real(who: str, leaves: Leaves) -> None:
 def narrow(params: PyTree) -> bool:
     """Whether nothing is in float64, nor so large or small that its squares are not in float32."""
     for leaf in jax.tree.leaves(params):
+        if isinstance(leaf, jax.core.Tracer | str):  # to be refused
+            return False
         kind = _kind(leaf)
-        if isinstance(leaf, jax.core.Tracer) or kind == np.float64:
+        if kind == np.float64:
             return False
         if jnp.issubdtype(kind, jnp.floating):
             host = np.asarray(leaf, np.float32)

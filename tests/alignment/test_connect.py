@@ -88,6 +88,17 @@ def test_where_no_curve_leads():
         orbit_path(linear, {"a": jnp.ones((3, 2)), "b": jnp.ones((2, 3))}, (jnp.diag(jnp.array([1.0, -1.0]))[...],))
 
 
+def test_elements_that_are_none():
+    params = {"a": jnp.ones((3, 2)), "b": jnp.ones((2, 3))}
+    sym = js.discover(lambda p, x: x @ p["a"] @ p["b"], params, jnp.ones((1, 3)))
+    with pytest.raises(ValueError, match=r"orbit_path: the general_linear of g .* has 4 entries that are NaN"):
+        orbit_path(sym, params, (np.full((2, 2), np.nan),))
+    with pytest.raises(TypeError, match="orbit_path: g is a tracer"):
+        jax.jit(lambda g: orbit_path(sym, params, g))(sym.identity())
+    with pytest.raises(ValueError, match=r"element: got a float, expected a tuple of 1 arrays"):
+        orbit_path(sym, params, 1.0)
+
+
 def test_a_trained_curve_goes_around():
     """From one side of a ring of minima to the other: the straight line passes its hill, the curve does not."""
     ring = lambda w, key: ((w**2).sum() - 1) ** 2  # noqa: E731

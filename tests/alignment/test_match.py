@@ -362,6 +362,13 @@ class TestWhatIsRefused:
         ):
             align(sym, params, params)
 
+    def test_what_is_no_number(self):
+        _, sym, a = mlp((3, 5, 2), "relu")
+        with pytest.raises(TypeError, match="align: a: it is of type str, expected arrays of numbers"):
+            align(sym, "a", a)
+        with pytest.raises(TypeError, match=r"merge: extra is of type ndarray, expected arrays of numbers"):
+            merge(sym, a | {"extra": np.array(["a", "b"])})
+
     def test_inside_a_transformation(self):
         _, sym, a = mlp((3, 5, 2), "relu")
         with pytest.raises(TypeError, match=r"align: a: params/.* is a tracer: this runs on the host"):
