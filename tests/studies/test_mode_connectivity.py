@@ -225,7 +225,7 @@ def test_the_page_names_where_more_of_the_group_is_no_better(made):
     made["barrier"] = heights.transpose(*made["barrier"].dims).where(~where, 3.5 + made.pair / 10)
     said = {section.title: section for section in page(made, summary(made))}["Barriers against width"].paragraphs[-1]
     assert said == (
-        "In the mean over pairs, the whole group by weights brings a higher barrier than permutations alone by weights for ReLU at width 8;"
+        "In the mean over pairs, of the training loss, the whole group by weights brings a higher barrier than permutations alone by weights for ReLU at width 8;"
         " the whole group by activations brings a higher barrier than the whole group by weights nowhere."
     )
 
