@@ -1,5 +1,6 @@
 """Networks on their way along their orbits towards others, many at once, on the host: block after block to where it fits best, never further away."""
 
+import copy
 import functools
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -380,9 +381,8 @@ class Problem:
                 doubtful = clear._doubtful(block, self.plan.paths[block])
                 if clear.move(block, block, walks, _any(units, len(walks))):
                     moved.add(block)
-                doubtful = None if doubtful is None else doubtful & units
-                if doubtful is not None and doubtful.any():
-                    left[block] = doubtful
+                if doubtful is not None and (doubtful & units).any():
+                    left[block] = doubtful & units
         moved |= {block for block, units in left.items() if self.move(block, block, walks, _any(units, len(walks)))}
         return moved
 
@@ -437,8 +437,8 @@ class Problem:
                 leaf, shape = seen[place.path], self.sym.shapes[place.path]
                 told = [spread(np.where(own, 0.0, 1.0), place.slot, shape, 1.0) for own in units]
                 seen[place.path] = np.stack([one * own for one, own in zip(leaf, told, strict=True)]).astype(leaf.dtype)
-        other = self.towards(self.a)
-        other.seen = seen
+        other = copy.copy(self)
+        other.seen, other._units = seen, {}
         return other
 
 
