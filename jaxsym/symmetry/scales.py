@@ -19,6 +19,8 @@ STEPS = 200
 """At most; a dozen do, unless the factors are far from 1."""
 AWAY = 0.1
 """A unit whose logarithm moves by more in a step of Newton's method, though its gradient is rounding, has no balance."""
+RIDGE = 32
+"""Roundings of a unit's own curvature that are added to it: rescalings that do the same to all that is not 0 stay where they are."""
 SWEEPS = 1000
 """Of equal ranges, at most."""
 
@@ -125,7 +127,8 @@ def _least(
         squares, _ = scaled(point)
         diagonal = _each(sym, squares, moving, lambda exponent: 2 * exponent**2)
         precondition = lambda v: {i: v[i] / jnp.where(diagonal[i] > 0, diagonal[i], 1) for i in moving}  # noqa: E731
-        hessian = lambda v: product(alone(v))  # noqa: E731
+        turned = lambda v: product(alone(v))  # noqa: E731
+        hessian = lambda v: {i: own + RIDGE * eps * diagonal[i] * v[i] for i, own in turned(v).items()}  # noqa: E731
         step, _ = jax.scipy.sparse.linalg.cg(hessian, jax.tree.map(jnp.negative, slope), tol=1e-10, M=precondition)
         moves = logs(step)
         size = [jnp.where(sizes[path] > 0, jnp.abs(moves[path]), 0).max(initial=0) for path in sizes]

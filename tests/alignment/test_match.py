@@ -59,6 +59,17 @@ def mlp(widths, activation, key=0, bias=1.0):
     return net, sym, jax.tree.unflatten(jax.tree.structure(params), drawn)
 
 
+def test_a_dead_layer_comes_back():
+    """Of one ReLU unit that no weight leads to or from: its factor and those of the layer in front do the same."""
+    with jax.enable_x64(True):
+        _, sym, params = mlp((3, 4, 1, 4, 2), "relu")
+        for name, leaf in (("Dense_1", "kernel"), ("Dense_1", "bias"), ("Dense_2", "kernel")):
+            params["params"][name][leaf] = 0 * params["params"][name][leaf]
+        for seed in range(3):
+            moved = sym.act(jax.device_get(sym.sample(jax.random.key(seed))), params)
+            assert apart(align(sym, params, moved).params, params) < 1e-9
+
+
 @pytest.mark.parametrize("bias", [0.0, 1.0])
 @pytest.mark.parametrize("activation", ["relu", "tanh"])
 def test_rescaled_or_flipped_then_permuted(activation, bias):
@@ -350,15 +361,15 @@ class TestWhatIsRefused:
             merge(sym, two)
 
     def test_a_layer_without_a_balance(self):
-        """Of one ReLU unit that no weight leads to or from: its factor and those of the layer in front are open together."""
-        net, x = js.models.MLP((4, 1, 4, 2), "relu"), np.ones((4, 3), np.float32)
+        """Behind a layer of one ReLU unit another one that nothing leads to or from: their factors are open together."""
+        net, x = js.models.MLP((3, 1, 3, 1, 2), "relu"), np.ones((4, 3), np.float32)
         params = jax.device_get(net.init(jax.random.key(0), x))
         sym = js.discover(net.apply, params, x)
         params = jax.tree.map(lambda leaf: leaf + np.float32(0.1), params)
-        for name, leaf in (("Dense_1", "kernel"), ("Dense_1", "bias"), ("Dense_2", "kernel")):
-            params["params"][name][leaf] = 0 * params["params"][name][leaf]
+        for name in ("Dense_3", "Dense_4"):
+            params["params"][name]["kernel"] = 0 * params["params"][name]["kernel"]
         with pytest.raises(
-            ValueError, match=r"align: a: no scaling of params/Dense_0/.* a layer whose weights are all 0"
+            ValueError, match=r"align: a: no scaling of params/Dense_\d/.* a layer whose weights are all 0"
         ):
             align(sym, params, params)
 

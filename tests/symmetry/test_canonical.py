@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from jax.flatten_util import ravel_pytree
 
 import jaxsym as js
 from jaxsym.symmetry.draws import perturbed
@@ -177,6 +178,32 @@ def test_a_unit_that_could_shrink_for_ever():
         forms = [js.canonicalize(sym, sym.act(sym.sample(jax.random.key(seed), 2.0), params)).params for seed in (1, 2)]
         assert apart(*forms) < 1e-9
         np.testing.assert_allclose((forms[0]["params"]["Dense_0"]["kernel"] ** 2).sum(0), 1, rtol=1e-9)
+
+
+@pytest.mark.parametrize("widths", [(3, 5, 2, 2), (3, 2, 2, 2, 2)])
+def test_what_nothing_but_zeros_leads_to(widths):
+    """Where weights are 0, rescalings of several layers may do the same to all others: one form, and finite."""
+    with jax.enable_x64(True):
+        net, sym, params = mlp(widths, "relu")
+        flat, back = ravel_pytree(params)
+        x = jax.random.normal(jax.random.key(4), (7, 3))
+
+        def forms(key):
+            there, values = jax.random.split(key)
+            blank = iter(jax.random.bernoulli(there, 0.4, (len(jax.tree.leaves(params)),)))
+            one = jax.tree.map(
+                lambda leaf: jnp.where(next(blank), 0, leaf), back(jax.random.normal(values, flat.shape))
+            )
+            found = [js.canonicalize(sym, p) for p in (one, sym.act(sym.sample(key), one))]
+            tied = functools.reduce(jnp.logical_or, [tie.any() for form in found for tie in form.ties])
+            return *(form.params for form in found), tied, net.apply(one, x) - net.apply(found[0].params, x)
+
+        one, other, tied, change = js.parallel(forms)(jax.random.split(jax.random.key(0), 200))
+        chex.assert_tree_all_finite((one, other))
+        assert float(jnp.abs(change).max()) < 1e-9
+        assert 20 < tied.sum() < 150  # of units that nothing tells apart
+        told = [jax.tree.map(lambda leaf: leaf[~tied], forms) for forms in (one, other)]
+        chex.assert_trees_all_close(*told, atol=1e-6)
 
 
 def test_units_that_share_what_could_shrink_for_ever():
