@@ -14,9 +14,9 @@ from jaxtyping import Array, Float, PyTree
 
 from jaxsym import tree
 from jaxsym.alignment.given import expect_alike, expect_numbers, whole
-from jaxsym.symmetry.checks import expect_concrete, expect_finite, expect_group
+from jaxsym.symmetry.checks import expect_concrete, expect_finite
 from jaxsym.symmetry.factors import CATALOGUE, Factor
-from jaxsym.symmetry.group import Element, Symmetry
+from jaxsym.symmetry.group import Element, Symmetry, expect_group
 
 Loss = Callable[[PyTree], Float[Array, ""]]
 

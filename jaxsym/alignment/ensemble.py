@@ -14,8 +14,7 @@ from jaxsym.alignment.ascent import Problem, Walks
 from jaxsym.alignment.given import checked, narrow, unstacked
 from jaxsym.alignment.match import balanced, canonical_form, canonical_way
 from jaxsym.alignment.plan import Plan
-from jaxsym.symmetry.checks import expect_group
-from jaxsym.symmetry.group import Symmetry
+from jaxsym.symmetry.group import Symmetry, expect_group
 from jaxsym.symmetry.units import floating
 
 ENTRIES = 10**7

@@ -15,8 +15,7 @@ from jaxsym.alignment.nearest import nearest as closest
 from jaxsym.alignment.plan import Plan
 from jaxsym.alignment.similar import MEASURES, Similarity
 from jaxsym.symmetry.canonical import canonicalize, gauged
-from jaxsym.symmetry.checks import expect_group
-from jaxsym.symmetry.group import Element, Symmetry
+from jaxsym.symmetry.group import Element, Symmetry, expect_group
 from jaxsym.symmetry.units import Leaves
 
 LARGE = 300

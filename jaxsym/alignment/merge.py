@@ -12,8 +12,7 @@ from jaxsym.alignment.ascent import Problem, Walks, stack
 from jaxsym.alignment.given import checked, restored, shares, shown, unstacked, whole
 from jaxsym.alignment.match import balanced, canonical_form, canonical_way
 from jaxsym.alignment.repair import mended
-from jaxsym.symmetry.checks import expect_group
-from jaxsym.symmetry.group import Element, Symmetry
+from jaxsym.symmetry.group import Element, Symmetry, expect_group
 from jaxsym.symmetry.units import Leaves, floating
 
 ROUNDS = 50

@@ -10,9 +10,8 @@ from jaxtyping import Float, PyTree
 
 from jaxsym import tree
 from jaxsym.alignment.given import checked, double, shown
-from jaxsym.symmetry.checks import expect_group
 from jaxsym.symmetry.factors import CATALOGUE
-from jaxsym.symmetry.group import Element, Symmetry
+from jaxsym.symmetry.group import Element, Symmetry, expect_group
 from jaxsym.symmetry.units import floating
 
 STEPS = 1000

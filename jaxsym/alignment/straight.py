@@ -13,8 +13,7 @@ from jaxsym.alignment.ascent import Problem, Walks, first, stack
 from jaxsym.alignment.connect import between, expect_loss
 from jaxsym.alignment.given import checked, restored, shown, whole
 from jaxsym.alignment.match import Alignment, align, balanced
-from jaxsym.symmetry.checks import expect_group
-from jaxsym.symmetry.group import Element, Symmetry
+from jaxsym.symmetry.group import Element, Symmetry, expect_group
 from jaxsym.symmetry.units import Leaves, floating
 
 

@@ -17,8 +17,7 @@ from jaxtyping import Array, Bool, Float, PyTree
 from jaxsym.curvature.checks import expect_int
 from jaxsym.curvature.products import Loss, size
 from jaxsym.curvature.spectra import DENSE, Point, computed, dense
-from jaxsym.symmetry.checks import expect_group
-from jaxsym.symmetry.group import Symmetry
+from jaxsym.symmetry.group import Symmetry, expect_group
 
 BESIDE = 0.01  # how far from the given point a search begins
 SETTLED = 1e-6

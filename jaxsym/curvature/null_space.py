@@ -32,9 +32,8 @@ from jaxsym.curvature.products import Loss, size
 from jaxsym.curvature.spectra import Point, computed, dense
 from jaxsym.parallel.chunk import is_tracing
 from jaxsym.symmetry.certify import GAP
-from jaxsym.symmetry.checks import expect_group
 from jaxsym.symmetry.draws import perturbed
-from jaxsym.symmetry.group import Symmetry
+from jaxsym.symmetry.group import Symmetry, expect_group
 from jaxsym.symmetry.scales import balancing_element
 from jaxsym.symmetry.units import numbers
 

@@ -16,9 +16,9 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
 from jaxsym.dynamics.laws import reduced
-from jaxsym.symmetry.checks import expect_group, expect_real
+from jaxsym.symmetry.checks import expect_real
 from jaxsym.symmetry.factors import CATALOGUE, Factor
-from jaxsym.symmetry.group import Symmetry
+from jaxsym.symmetry.group import Symmetry, expect_group
 from jaxsym.symmetry.host import normal, svd
 from jaxsym.symmetry.units import Leaves, gathered, slots
 

@@ -14,8 +14,8 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from jaxsym.catalogue import find
-from jaxsym.symmetry.checks import expect_group, expect_real
-from jaxsym.symmetry.group import Element, Symmetry
+from jaxsym.symmetry.checks import expect_real
+from jaxsym.symmetry.group import Element, Symmetry, expect_group
 from jaxsym.symmetry.host import normal
 from jaxsym.symmetry.scales import balancing_element
 

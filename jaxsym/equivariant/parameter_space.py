@@ -14,9 +14,8 @@ from jaxsym.equivariant.generators import Move, Signed, as_sparse, identity
 from jaxsym.equivariant.groups import GL, SO, S
 from jaxsym.equivariant.representations import Group, Representation, direct_sum
 from jaxsym.symmetry import host
-from jaxsym.symmetry.checks import expect_group
 from jaxsym.symmetry.factors import CATALOGUE, Factor
-from jaxsym.symmetry.group import Symmetry
+from jaxsym.symmetry.group import Symmetry, expect_group
 
 LINEAR = ("permutation", "sign", "scaling", "general_linear", "orthogonal")
 """Kinds of factors that may move parameters linearly; translations and phases add to them."""

@@ -19,9 +19,9 @@ from jaxtyping import Array, Float, PyTree
 
 from jaxsym import tree
 from jaxsym.symmetry.certify import Function
-from jaxsym.symmetry.checks import checked, expect_group, expect_values
+from jaxsym.symmetry.checks import checked, expect_values
 from jaxsym.symmetry.draws import perturbed
-from jaxsym.symmetry.group import Symmetry, columns
+from jaxsym.symmetry.group import Symmetry, columns, expect_group
 from jaxsym.symmetry.host import svd
 from jaxsym.symmetry.precision import wide
 

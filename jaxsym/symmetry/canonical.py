@@ -16,8 +16,7 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from jaxsym.symmetry import frames
-from jaxsym.symmetry.checks import expect_group
-from jaxsym.symmetry.group import AFFINE, Element, Symmetry
+from jaxsym.symmetry.group import AFFINE, Element, Symmetry, expect_group
 from jaxsym.symmetry.host import namespace, normal
 from jaxsym.symmetry.scales import balancing_element, least, loose
 from jaxsym.symmetry.signs import Choice, choices, choose

@@ -10,7 +10,6 @@ import numpy as np
 from jaxtyping import PyTree
 
 from jaxsym import tree
-from jaxsym.symmetry.group import Symmetry
 
 _SHOWN = 8  # leaves in a message
 _LENGTH = 400  # characters of somebody else's message
@@ -52,13 +51,6 @@ def checked(
     except (TypeError, ValueError) as error:
         raise type(error)(f"{who}: {error}") from error.__cause__
     return tuple(path for path, leaf in tree.leaves(params).items() if not jnp.issubdtype(_dtype(leaf), jnp.floating))
-
-
-def expect_group(sym: Any, who: str) -> None:
-    """Refuse what is no group."""
-    if not isinstance(sym, Symmetry):
-        msg = f"{who}: sym is of type {type(sym).__name__}, expected a Symmetry, as jaxsym.discover returns it."
-        raise TypeError(msg)
 
 
 def expect_real(params: PyTree, who: str) -> None:

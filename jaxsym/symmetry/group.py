@@ -368,6 +368,13 @@ class Symmetry:
         return "\n".join(lines)
 
 
+def expect_group(sym: Any, who: str) -> None:
+    """Refuse what is no group."""
+    if not isinstance(sym, Symmetry):
+        msg = f"{who}: sym is of type {type(sym).__name__}, expected a Symmetry, as jaxsym.discover returns it."
+        raise TypeError(msg)
+
+
 def _rows(factor: Factor, shapes: dict[str, tuple[int, ...]]) -> list[tuple[str, ...]]:
     head = (factor.kind, str(factor.size), str(factor.copies))
     if not factor.slots:

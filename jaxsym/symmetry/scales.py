@@ -11,8 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from jaxsym.symmetry.checks import expect_group
-from jaxsym.symmetry.group import Element, Symmetry
+from jaxsym.symmetry.group import Element, Symmetry, expect_group
 from jaxsym.symmetry.units import Parts, gathered, labels, numbers, slots, spread
 
 STEPS = 200

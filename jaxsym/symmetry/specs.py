@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from jaxsym import tree
+from jaxsym.symmetry.checks import checked
 from jaxsym.symmetry.draws import SHRINK, like, normal, nudged, perturbed
 from jaxsym.symmetry.factors import Factor, Slot
 from jaxsym.symmetry.precision import coarsest_type, tolerance, traced
@@ -65,14 +66,7 @@ def refute(
     named: Sequence[str],
 ) -> None:
     """Refuse a move that changes the function: near the given parameters and inputs, and where a network would begin, at random."""
-    if not callable(apply):
-        msg = f"from_spec: apply is of type {type(apply).__name__}, expected a function apply(params, *inputs)."
-        raise TypeError(msg)
-    try:
-        jax.eval_shape(apply, params, *inputs)
-    except Exception as error:
-        msg = f"from_spec: apply fails on params and {len(inputs)} inputs: {type(error).__name__}: {error} Inputs follow it: from_spec(spec, params, apply, x)."
-        raise ValueError(msg) from error
+    checked(apply, params, tuple(inputs), "from_spec")
     closed, given, taken = traced(apply, params, tuple(inputs), "float64")
     coarsest = coarsest_type(taken, closed)
     eps = float(jnp.finfo(coarsest).eps)

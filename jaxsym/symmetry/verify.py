@@ -20,9 +20,9 @@ from jax.extend.core import ClosedJaxpr
 from jaxtyping import Array, Float, Int, PyTree
 
 from jaxsym.catalogue import find
-from jaxsym.symmetry.checks import checked, expect_group, expect_values, refuse_empty
+from jaxsym.symmetry.checks import checked, expect_values, refuse_empty
 from jaxsym.symmetry.draws import SHRINK, like, nudged, shifted
-from jaxsym.symmetry.group import Symmetry
+from jaxsym.symmetry.group import Symmetry, expect_group
 from jaxsym.symmetry.host import normal, uniform
 from jaxsym.symmetry.precision import Precision, coarsest_type, tolerance, traced
 
