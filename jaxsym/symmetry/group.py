@@ -114,7 +114,7 @@ class Symmetry:
         ------
         TypeError, ValueError
             Named: a leaf that is missing, unknown or named twice, an axis too many or too few, axes of different sizes with one permutation, and a
-            permutation that changes the function, such as one across heads.
+            permutation that changes the function, such as one across heads; with ``apply`` what :func:`jaxsym.discover` refuses, too.
 
         Examples
         --------

@@ -126,8 +126,8 @@ def _least(
         squares, _ = scaled(point)
         diagonal = _each(sym, squares, moving, lambda exponent: 2 * exponent**2)
         precondition = lambda v: {i: v[i] / jnp.where(diagonal[i] > 0, diagonal[i], 1) for i in moving}  # noqa: E731
-        turned = lambda v: product(alone(v))  # noqa: E731
-        hessian = lambda v: {i: own + RIDGE * eps * diagonal[i] * v[i] for i, own in turned(v).items()}  # noqa: E731
+        ridge = {i: RIDGE * eps * diagonal[i] for i in moving}
+        hessian = lambda v: {i: own + ridge[i] * v[i] for i, own in product(alone(v)).items()}  # noqa: E731
         step, _ = jax.scipy.sparse.linalg.cg(hessian, jax.tree.map(jnp.negative, slope), tol=1e-10, M=precondition)
         moves = logs(step)
         size = [jnp.where(sizes[path] > 0, jnp.abs(moves[path]), 0).max(initial=0) for path in sizes]

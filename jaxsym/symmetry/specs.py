@@ -61,13 +61,13 @@ def factors_of(spec: Any, params: PyTree) -> dict[str, Factor]:
 def refute(
     apply: Callable[..., Any],
     params: PyTree,
-    inputs: Sequence[Any],
+    inputs: tuple[Any, ...],
     moves: Sequence[Callable[[PyTree], PyTree]],
     named: Sequence[str],
 ) -> None:
     """Refuse a move that changes the function: near the given parameters and inputs, and where a network would begin, at random."""
-    checked(apply, params, tuple(inputs), "from_spec")
-    closed, given, taken = traced(apply, params, tuple(inputs), "float64")
+    checked(apply, params, inputs, "from_spec")
+    closed, given, taken = traced(apply, params, inputs, "float64")
     coarsest = coarsest_type(taken, closed)
     eps = float(jnp.finfo(coarsest).eps)
     fresh, decided = jax.tree.map(_fresh, given), 0
